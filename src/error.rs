@@ -1,0 +1,163 @@
+//! The one error type of the library.
+//!
+//! Every error names the object it is about and is a sentence a person can act
+//! on. [`Error::errno`] is the only place where an error becomes a number; an
+//! HTTP status will be mapped here too when there is an HTTP side.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The library's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong between a path in the tree and a byte in an image.
+///
+/// Cloneable, because several waiters may share the outcome of one attempt.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// No such object.
+    #[error("{what}: not found")]
+    NotFound {
+        /// The object looked for, as the user named it.
+        what: String,
+    },
+    /// A folder was needed.
+    #[error("{what}: not a directory")]
+    NotADirectory {
+        /// The object concerned.
+        what: String,
+    },
+    /// Something other than a folder was needed.
+    #[error("{what}: is a directory")]
+    IsADirectory {
+        /// The object concerned.
+        what: String,
+    },
+    /// What the user gave us makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// An image, or a file it depends on, is not there.
+    #[error("{}: the image is not there ({used_by})", path.display())]
+    ImageMissing {
+        /// The missing file.
+        path: PathBuf,
+        /// What needs it, for example `backing file of /…/b.qcow2`.
+        used_by: String,
+    },
+    /// An image, or a file it depends on, lies outside every repository.
+    #[error("{}: lies outside every configured repository ({used_by}); refused", path.display())]
+    ImageOutside {
+        /// The file that was refused.
+        path: PathBuf,
+        /// What needs it.
+        used_by: String,
+    },
+    /// An image that is not what the catalog says, or is damaged.
+    #[error("{}: {reason}", path.display())]
+    ImageInvalid {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// `qemu-nbd` or `qemu-img` could not do its work.
+    #[error("{program} for {}: {reason}", path.display())]
+    Qemu {
+        /// The program.
+        program: &'static str,
+        /// The image it was started for.
+        path: PathBuf,
+        /// What it said.
+        reason: String,
+    },
+    /// An on-disk structure contradicts its specification.
+    #[error("{what} is damaged: {reason}")]
+    Corrupt {
+        /// The structure, for example `ext4 inode 12`.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Something that this program does not read.
+    #[error("{what}: {reason}")]
+    Unsupported {
+        /// The object concerned.
+        what: String,
+        /// Why it cannot be read.
+        reason: String,
+    },
+    /// Reading failed below us.
+    #[error("{what}: {source}")]
+    Io {
+        /// The object concerned.
+        what: String,
+        /// The cause.
+        source: Arc<io::Error>,
+    },
+    /// No answer in time.
+    #[error("{what}: no answer within {after:?}")]
+    TimedOut {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        after: Duration,
+    },
+    /// Every slot is held by a lease.
+    #[error("all {slots} slots are held by mounts; release one first")]
+    NoSlot {
+        /// How many slots there are.
+        slots: usize,
+    },
+    /// The catalog database failed.
+    #[error("catalog: {0}")]
+    Catalog(String),
+    /// The asked thing would have had to wait, and the caller may not wait
+    /// (see [`crate::image::cache::without_waiting`]). Never reaches a user.
+    #[error("would have to wait")]
+    WouldWait,
+}
+
+impl Error {
+    /// An I/O error on a named object.
+    pub fn io(what: impl Into<String>, source: io::Error) -> Self {
+        Self::Io { what: what.into(), source: Arc::new(source) }
+    }
+
+    /// A damaged structure.
+    pub fn corrupt(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Corrupt { what: what.into(), reason: reason.into() }
+    }
+
+    /// Something that is not there.
+    pub fn not_found(what: impl Into<String>) -> Self {
+        Self::NotFound { what: what.into() }
+    }
+
+    /// An image that is not as it should be.
+    pub fn image(path: &Path, reason: impl Into<String>) -> Self {
+        Self::ImageInvalid { path: path.to_owned(), reason: reason.into() }
+    }
+
+    /// The errno that a system call answers for this error.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::NotFound { .. } => libc::ENOENT,
+            Self::NotADirectory { .. } => libc::ENOTDIR,
+            Self::IsADirectory { .. } => libc::EISDIR,
+            Self::Invalid(_) => libc::EINVAL,
+            Self::Unsupported { .. } => libc::EOPNOTSUPP,
+            Self::NoSlot { .. } => libc::EBUSY,
+            Self::WouldWait => libc::EAGAIN,
+            Self::ImageMissing { .. }
+            | Self::ImageOutside { .. }
+            | Self::ImageInvalid { .. }
+            | Self::Qemu { .. }
+            | Self::Corrupt { .. }
+            | Self::Io { .. }
+            | Self::TimedOut { .. }
+            | Self::Catalog(_) => libc::EIO,
+        }
+    }
+}

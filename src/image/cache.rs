@@ -1,0 +1,3 @@
+//! Placeholder.
+/// The cache.
+pub struct BlockCache {}

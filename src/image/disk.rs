@@ -1,0 +1,3 @@
+//! Placeholder.
+/// A disk.
+pub struct Disk {}

@@ -1,0 +1,46 @@
+//! One qcow2 image, held open for reading.
+//!
+//! The idea: an [`Export`] is a `qemu-nbd` process on a private unix socket and
+//! a few NBD connections to it. It outlives the death of its process: requests
+//! under way are sent again to a fresh one, so that readers see a pause and not
+//! an error. Requests are answered by a call-back ([`Completion`]), so that no
+//! thread has to wait for file data; whoever wants to wait uses
+//! [`Export::read_at`].
+//!
+//! - [`chain`] checks, before any process starts, that the image and all that
+//!   it depends on are inside the repositories;
+//! - [`export`] owns the process and the connections;
+//! - [`nbd`] is the protocol;
+//! - [`cache`] keeps metadata blocks of all disks, one bounded LRU;
+//! - [`disk`] is what the layers above see: cached reads for parsers, direct
+//!   reads for file data.
+
+pub mod cache;
+pub mod chain;
+pub mod disk;
+pub mod export;
+pub mod nbd;
+
+use crate::error::Result;
+use bytes::BytesMut;
+
+pub use cache::BlockCache;
+pub use disk::Disk;
+pub use export::{Export, ExportOptions};
+
+/// Called once with the filled buffer, or with the error. Runs on a receiving
+/// thread: it must not wait for anything.
+pub type Completion = Box<dyn FnOnce(Result<BytesMut>) + Send>;
+
+/// Random-access reading for parsers: a disk, a volume, or a file in a test.
+pub trait BlockRead: Send + Sync {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` from byte `offset`.
+    ///
+    /// # Errors
+    /// A range past the end is [`crate::Error::Corrupt`] (only a damaged
+    /// structure points there); the rest comes from below.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+}

@@ -1,0 +1,59 @@
+//! The one module that may use `unsafe`: system calls that no safe wrapper
+//! offers. Each use says why it is sound.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::OnceLock;
+use std::sync::mpsc;
+
+type Spawn = (Command, mpsc::Sender<io::Result<Child>>);
+
+/// Starts `command` as a child that the kernel kills (SIGKILL) when this process
+/// ends, however it ends.
+///
+/// The signal is tied to the *thread* that forked, so one thread that lives as
+/// long as the process does all the forking.
+///
+/// # Errors
+/// What `Command::spawn` says.
+pub fn spawn_bound(mut command: Command) -> io::Result<Child> {
+    static SPAWNER: OnceLock<io::Result<mpsc::Sender<Spawn>>> = OnceLock::new();
+    let parent = nix::unistd::getpid();
+    // SAFETY: the closure runs between fork and exec and calls only prctl,
+    // getppid and _exit, which are async-signal-safe, and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            nix::libc::prctl(nix::libc::PR_SET_PDEATHSIG, nix::libc::SIGKILL);
+            // The parent may have died before the call above.
+            if nix::libc::getppid() != parent.as_raw() {
+                nix::libc::_exit(127);
+            }
+            Ok(())
+        });
+    }
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, receiver) = mpsc::channel::<Spawn>();
+        std::thread::Builder::new().name("spawner".into()).spawn(move || {
+            for (mut command, reply) in receiver {
+                // Whoever asked may have given up; the child dies with its handle's owner.
+                let _ = reply.send(command.spawn());
+            }
+        })?;
+        Ok(sender)
+    });
+    let gone = || io::Error::other("the thread that starts child processes is gone");
+    let spawner = spawner.as_ref().map_err(|e| io::Error::new(e.kind(), e.to_string()))?;
+    let (reply, answer) = mpsc::channel();
+    spawner.send((command, reply)).map_err(|_| gone())?;
+    answer.recv().map_err(|_| gone())?
+}
+
+/// Gives memory that the allocator keeps for later back to the system.
+pub fn trim_memory() {
+    // SAFETY: malloc_trim has no preconditions and is thread-safe in glibc.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}
