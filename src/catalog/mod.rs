@@ -66,6 +66,10 @@ impl Catalog {
     pub fn backup_folder(&self, _vm_folder: i64, _name: &str) -> Result<Option<Folder>> {
         Ok(None)
     }
+    /// newest
+    pub fn latest(&self, _vm: i64) -> Result<Option<Folder>> {
+        Ok(None)
+    }
     /// A folder by its id, with its parent's id (a VM's parent is `None`).
     pub fn folder(&self, _id: i64) -> Result<Option<(Folder, Option<i64>)>> {
         Ok(None)

@@ -1,3 +1,299 @@
-//! Placeholder.
-/// The cache.
-pub struct BlockCache {}
+//! One bounded cache of metadata blocks for all disks.
+//!
+//! Parsers read a few bytes here and a few there; every one of those reads would
+//! be a round trip to `qemu-nbd`. So blocks are fetched in pages of
+//! [`PAGE`] bytes (a qcow2 cluster) and kept, least recently used out first. A
+//! page that several readers miss at once is fetched once; a reader that moves
+//! forward has the next pages fetched behind its back. The data of large files
+//! does not pass through here.
+//!
+//! The second idea is [`without_waiting`]: a piece of work run under it gives up
+//! as soon as it would have to wait for a page (or for a disk to be attached).
+//! A thread that must not wait tries there first; what is in memory is answered
+//! on the spot, and only the rest is handed to a thread that may wait.
+
+use std::cell::Cell;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use lru::LruCache;
+use parking_lot::{Condvar, Mutex};
+
+use super::Export;
+use crate::error::{Error, Result};
+
+/// Bytes per cached page: the default cluster of qcow2, so that one page is one
+/// stretch of the image file.
+pub const PAGE: u64 = 64 * 1024;
+
+/// Pages fetched ahead of a reader that moves forward.
+const READ_AHEAD: u64 = 4;
+
+/// Locks by which the cache is divided; a power of two.
+const SHARDS: usize = 8;
+
+thread_local! {
+    static MUST_NOT_WAIT: Cell<bool> = const { Cell::new(false) };
+    static GAVE_UP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` on this thread; `None` if it would have had to wait.
+///
+/// Whatever `work` returned is dropped in that case, because code in between may
+/// have taken [`Error::WouldWait`] for an answer.
+pub fn without_waiting<T>(work: impl FnOnce() -> T) -> Option<T> {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            MUST_NOT_WAIT.set(false);
+        }
+    }
+    GAVE_UP.set(false);
+    MUST_NOT_WAIT.set(true);
+    let reset = Reset;
+    let answer = work();
+    drop(reset);
+    (!GAVE_UP.get()).then_some(answer)
+}
+
+/// To be called before anything that waits.
+///
+/// # Errors
+/// [`Error::WouldWait`] under [`without_waiting`].
+pub fn may_wait() -> Result<()> {
+    if MUST_NOT_WAIT.get() {
+        GAVE_UP.set(true);
+        return Err(Error::WouldWait);
+    }
+    Ok(())
+}
+
+/// A page that is on its way.
+#[derive(Default)]
+struct Fill {
+    outcome: Mutex<Option<Result<Bytes>>>,
+    arrived: Condvar,
+}
+
+impl Fill {
+    fn wait(&self) -> Result<Bytes> {
+        let mut outcome = self.outcome.lock();
+        loop {
+            if let Some(result) = outcome.as_ref() {
+                return result.clone();
+            }
+            // An export answers every request in bounded time, so this ends.
+            self.arrived.wait(&mut outcome);
+        }
+    }
+}
+
+enum Slot {
+    Ready(Bytes),
+    Pending(Arc<Fill>),
+}
+
+/// What a page look-up found.
+enum Found {
+    Ready(Bytes),
+    Pending(Arc<Fill>),
+    /// Missing; this reader has to start the fetch.
+    Missing(Arc<Fill>),
+}
+
+/// Disk id and page number.
+type Key = (u64, u64);
+type Shard = Mutex<LruCache<Key, Slot>>;
+
+/// How the cache is doing.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
+pub struct CacheFigures {
+    /// Bytes it may hold.
+    pub capacity: u64,
+    /// Bytes it holds.
+    pub bytes: u64,
+    /// Pages found.
+    pub hits: u64,
+    /// Pages fetched.
+    pub misses: u64,
+    /// Pages fetched ahead.
+    pub read_ahead: u64,
+}
+
+/// The cache. One for all disks; a disk is told by its id, which stands for
+/// content that never changes.
+pub struct BlockCache {
+    shards: [Shard; SHARDS],
+    pages_per_shard: usize,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    read_ahead: AtomicU64,
+}
+
+impl BlockCache {
+    /// A cache of at most `capacity` bytes (at least a page for each shard).
+    pub fn new(capacity: u64) -> Arc<Self> {
+        let pages = usize::try_from(capacity / PAGE).unwrap_or(usize::MAX);
+        let per_shard = NonZeroUsize::new(pages / SHARDS).unwrap_or(NonZeroUsize::MIN);
+        Arc::new(Self {
+            // The map grows as pages come; it does not start at its full size.
+            shards: std::array::from_fn(|_| Mutex::new(LruCache::unbounded())),
+            pages_per_shard: per_shard.get(),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            read_ahead: AtomicU64::new(0),
+        })
+    }
+
+    /// Counters and fill level.
+    pub fn figures(&self) -> CacheFigures {
+        let pages: usize = self.shards.iter().map(|shard| shard.lock().len()).sum();
+        CacheFigures {
+            capacity: (self.pages_per_shard as u64).saturating_mul(SHARDS as u64).saturating_mul(PAGE),
+            bytes: (pages as u64).saturating_mul(PAGE),
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+            read_ahead: self.read_ahead.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Drops all pages of a disk.
+    pub fn forget(&self, disk: u64) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let keys: Vec<Key> =
+                shard.iter().map(|(key, _)| *key).filter(|key| key.0 == disk).collect();
+            for key in keys {
+                shard.pop(&key);
+            }
+        }
+    }
+
+    /// Fills `buf` from byte `offset` of `export`, whose disk id is `disk`. The
+    /// range must lie on the disk.
+    ///
+    /// # Errors
+    /// What the export says; [`Error::WouldWait`] under [`without_waiting`].
+    pub fn read(
+        self: &Arc<Self>,
+        disk: u64,
+        export: &Export,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let mut rest = buf;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let page = at / PAGE;
+            let bytes = self.page(disk, export, page)?;
+            let within = usize::try_from(at % PAGE).unwrap_or(0);
+            let available = bytes.get(within..).unwrap_or_default();
+            let n = available.len().min(rest.len());
+            let (Some(source), Some((target, remaining))) =
+                (available.get(..n).filter(|_| n > 0), rest.split_at_mut_checked(n))
+            else {
+                return Err(Error::corrupt(
+                    format!("disk {disk}"),
+                    format!("nothing to read at byte {at}"),
+                ));
+            };
+            target.copy_from_slice(source);
+            rest = remaining;
+            at = at.saturating_add(n as u64);
+        }
+        Ok(())
+    }
+
+    fn page(self: &Arc<Self>, disk: u64, export: &Export, page: u64) -> Result<Bytes> {
+        let fill = match self.find((disk, page))? {
+            Found::Ready(bytes) => {
+                self.hits.fetch_add(1, Ordering::Relaxed);
+                return Ok(bytes);
+            }
+            Found::Pending(fill) => {
+                self.hits.fetch_add(1, Ordering::Relaxed);
+                may_wait()?;
+                fill
+            }
+            Found::Missing(fill) => {
+                self.misses.fetch_add(1, Ordering::Relaxed);
+                self.fetch(disk, export, page, &fill);
+                let forward = page.checked_sub(1).is_some_and(|last| self.holds((disk, last)));
+                if forward {
+                    self.fetch_ahead(disk, export, page.saturating_add(1));
+                }
+                fill
+            }
+        };
+        fill.wait()
+    }
+
+    fn fetch_ahead(self: &Arc<Self>, disk: u64, export: &Export, first: u64) {
+        let end = export.size().div_ceil(PAGE);
+        for page in first..first.saturating_add(READ_AHEAD).min(end) {
+            if let Ok(Found::Missing(fill)) = self.find((disk, page)) {
+                self.read_ahead.fetch_add(1, Ordering::Relaxed);
+                self.fetch(disk, export, page, &fill);
+            }
+        }
+    }
+
+    /// Asks the export for a page whose slot is already pending.
+    fn fetch(self: &Arc<Self>, disk: u64, export: &Export, page: u64, fill: &Arc<Fill>) {
+        let start = page.saturating_mul(PAGE);
+        let len = export.size().saturating_sub(start).min(PAGE);
+        let buf = BytesMut::zeroed(usize::try_from(len).unwrap_or(0));
+        let cache = Arc::clone(self);
+        let fill = Arc::clone(fill);
+        export.submit(
+            start,
+            buf,
+            Box::new(move |outcome| cache.arrived((disk, page), &fill, outcome.map(BytesMut::freeze))),
+        );
+    }
+
+    fn arrived(&self, key: Key, fill: &Arc<Fill>, outcome: Result<Bytes>) {
+        {
+            let mut shard = self.shard(key).lock();
+            // The slot may have been dropped or filled anew meanwhile.
+            let ours = matches!(shard.peek(&key), Some(Slot::Pending(f)) if Arc::ptr_eq(f, fill));
+            if ours {
+                match &outcome {
+                    Ok(bytes) => drop(shard.put(key, Slot::Ready(bytes.clone()))),
+                    Err(_) => drop(shard.pop(&key)),
+                }
+            }
+        }
+        *fill.outcome.lock() = Some(outcome);
+        fill.arrived.notify_all();
+    }
+
+    /// Looks for a page; one that is missing becomes pending.
+    fn find(&self, key: Key) -> Result<Found> {
+        let mut shard = self.shard(key).lock();
+        match shard.get(&key) {
+            Some(Slot::Ready(bytes)) => return Ok(Found::Ready(bytes.clone())),
+            Some(Slot::Pending(fill)) => return Ok(Found::Pending(Arc::clone(fill))),
+            None => may_wait()?,
+        }
+        let fill = Arc::new(Fill::default());
+        shard.put(key, Slot::Pending(Arc::clone(&fill)));
+        while shard.len() > self.pages_per_shard {
+            shard.pop_lru();
+        }
+        Ok(Found::Missing(fill))
+    }
+
+    fn holds(&self, key: Key) -> bool {
+        self.shard(key).lock().contains(&key)
+    }
+
+    fn shard(&self, (disk, page): Key) -> &Shard {
+        // Neighbouring pages go to different locks.
+        let index = page.wrapping_add(disk.wrapping_mul(0x9E37_79B9)) as usize % SHARDS;
+        let [first, ..] = &self.shards;
+        self.shards.get(index).unwrap_or(first)
+    }
+}

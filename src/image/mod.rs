@@ -26,7 +26,7 @@ use bytes::BytesMut;
 
 pub use cache::BlockCache;
 pub use disk::Disk;
-pub use export::{Export, ExportOptions};
+pub use export::{Allocation, Export, ExportOptions};
 
 /// Called once with the filled buffer, or with the error. Runs on a receiving
 /// thread: it must not wait for anything.

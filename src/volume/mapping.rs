@@ -33,11 +33,17 @@ impl Mapping {
 /// Reads a volume through its mapping.
 pub struct VolumeReader {
     _devices: Vec<Arc<dyn BlockRead>>,
+    mapping: Mapping,
 }
 impl VolumeReader {
+    /// Where the bytes lie.
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
     /// A reader of the volume that `mapping` describes on `devices`.
-    pub fn new(_mapping: Mapping, devices: Vec<Arc<dyn BlockRead>>) -> Self {
-        Self { _devices: devices }
+    pub fn new(mapping: Mapping, devices: Vec<Arc<dyn BlockRead>>) -> Self {
+        Self { _devices: devices, mapping }
     }
 }
 impl BlockRead for VolumeReader {

@@ -1,0 +1,345 @@
+//! Attached disks: slots, who gets one, and who has to go.
+//!
+//! The idea: a slot is a resource and not a lock. The table gives out
+//! [`AttachedDisk`]s by reference count; each holds its slot until the last
+//! operation on it has ended, whether or not the table still has it. So letting
+//! a disk go is nothing but forgetting it, and a reader that comes back attaches
+//! it again without noticing.
+//!
+//! The first look-ups of a disk share one attempt; attempts for different disks
+//! share nothing but the table, whose lock is never held while anything waits.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use lru::LruCache;
+use parking_lot::{Condvar, Mutex, RwLock};
+use sendense::catalog::Catalog;
+use sendense::image::cache::may_wait;
+use sendense::image::{BlockCache, ExportOptions};
+use sendense::tree::{AttachedDisk, Attachments};
+use sendense::{Error, Result};
+
+/// Disks whose last failure is remembered.
+const REMEMBERED_ERRORS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
+
+/// What may be set from outside.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    /// Disks attached at once.
+    pub(crate) slots: usize,
+    /// How long a disk stays attached without use.
+    pub(crate) idle_timeout: Duration,
+    /// How long an attempt may wait for a slot.
+    pub(crate) slot_timeout: Duration,
+}
+
+/// Counters since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) attaches: AtomicU64,
+    pub(crate) evictions: AtomicU64,
+    pub(crate) failures: AtomicU64,
+}
+
+/// The table of attached disks.
+pub(crate) struct Slots {
+    catalog: Arc<Catalog>,
+    cache: Arc<BlockCache>,
+    export: ExportOptions,
+    limits: Limits,
+    table: RwLock<HashMap<u64, Entry>>,
+    permits: Arc<Permits>,
+    errors: Mutex<LruCache<u64, Error>>,
+    totals: Totals,
+    started: Instant,
+}
+
+#[derive(Clone)]
+enum Entry {
+    Attached(Arc<Seat>),
+    Attaching(Arc<Attempt>),
+}
+
+/// An attached disk in the table.
+pub(crate) struct Seat {
+    pub(crate) disk: Arc<AttachedDisk>,
+    pub(crate) since: SystemTime,
+    /// Milliseconds after the table was made.
+    last_used: AtomicU64,
+}
+
+/// An attempt to attach that several may wait for.
+#[derive(Default)]
+struct Attempt {
+    outcome: Mutex<Option<Result<Arc<AttachedDisk>>>>,
+    over: Condvar,
+}
+
+impl Attempt {
+    fn wait(&self) -> Result<Arc<AttachedDisk>> {
+        let mut outcome = self.outcome.lock();
+        loop {
+            if let Some(result) = outcome.as_ref() {
+                return result.clone();
+            }
+            // Whoever attaches is bounded by its time-outs, so this ends.
+            self.over.wait(&mut outcome);
+        }
+    }
+
+    fn end(&self, result: Result<Arc<AttachedDisk>>) {
+        *self.outcome.lock() = Some(result);
+        self.over.notify_all();
+    }
+}
+
+/// How many slots are taken.
+struct Permits {
+    taken: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// A slot, given back when dropped.
+struct Permit(Arc<Permits>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut taken = self.0.taken.lock();
+        *taken = taken.saturating_sub(1);
+        self.0.freed.notify_all();
+    }
+}
+
+impl Slots {
+    pub(crate) fn new(
+        catalog: Arc<Catalog>,
+        cache: Arc<BlockCache>,
+        export: ExportOptions,
+        limits: Limits,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            catalog,
+            cache,
+            export,
+            limits,
+            table: RwLock::default(),
+            permits: Arc::new(Permits { taken: Mutex::new(0), freed: Condvar::new() }),
+            errors: Mutex::new(LruCache::new(REMEMBERED_ERRORS)),
+            totals: Totals::default(),
+            started: Instant::now(),
+        })
+    }
+
+    /// The attached disks.
+    pub(crate) fn seats(&self) -> Vec<Arc<Seat>> {
+        let table = self.table.read();
+        table
+            .values()
+            .filter_map(|entry| match entry {
+                Entry::Attached(seat) => Some(Arc::clone(seat)),
+                Entry::Attaching(_) => None,
+            })
+            .collect()
+    }
+
+    /// When a seat was last used.
+    pub(crate) fn last_used(&self, seat: &Seat) -> SystemTime {
+        let idle = self.idle(seat);
+        SystemTime::now().checked_sub(idle).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    pub(crate) fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn cache(&self) -> &BlockCache {
+        &self.cache
+    }
+
+    /// Slots taken, including those of disks that were let go while in use.
+    pub(crate) fn taken(&self) -> usize {
+        *self.permits.taken.lock()
+    }
+
+    /// Lets a disk go.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not attached.
+    pub(crate) fn release(&self, path: &str) -> Result<()> {
+        let wanted = path.trim_matches('/');
+        let seat = self.seats().into_iter().find(|seat| seat.disk.path() == wanted);
+        let seat = seat.ok_or_else(|| Error::NotFound { what: format!("{wanted}: not attached") })?;
+        self.forget(&seat);
+        Ok(())
+    }
+
+    /// Lets all go that were not used for the idle time-out, and all whose row
+    /// has left the catalog if `catalog_changed`. Returns how many.
+    pub(crate) fn sweep(&self, catalog_changed: bool) -> usize {
+        let mut released: usize = 0;
+        for seat in self.seats() {
+            let idle = self.idle(&seat) >= self.limits.idle_timeout;
+            let gone = catalog_changed
+                && matches!(self.catalog.disk(seat.disk.record().id), Ok(None));
+            if idle || gone {
+                tracing::info!(disk = seat.disk.path(), idle, gone, "released");
+                self.forget(&seat);
+                released = released.saturating_add(1);
+            }
+        }
+        released
+    }
+
+    /// Lets every disk go; for the end.
+    pub(crate) fn release_all(&self) {
+        let table = std::mem::take(&mut *self.table.write());
+        drop(table);
+    }
+
+    fn idle(&self, seat: &Seat) -> Duration {
+        let last = Duration::from_millis(seat.last_used.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(last)
+    }
+
+    fn touch(&self, seat: &Seat) {
+        seat.last_used.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes a seat out of the table; the disk ends with its last operation.
+    fn forget(&self, seat: &Arc<Seat>) {
+        let mut table = self.table.write();
+        let id = disk_id(seat);
+        let same = matches!(table.get(&id), Some(Entry::Attached(s)) if Arc::ptr_eq(s, seat));
+        let removed = if same { table.remove(&id) } else { None };
+        drop(table);
+        if removed.is_some() {
+            self.totals.evictions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn attach(&self, id: u64) -> Result<Arc<AttachedDisk>> {
+        let row = i64::try_from(id).map_err(|_| Error::NotFound { what: format!("disk {id}") })?;
+        let (record, _) = self
+            .catalog
+            .disk(row)?
+            .ok_or_else(|| Error::NotFound { what: format!("disk {id}") })?;
+        let permit = self.permit()?;
+        let began = Instant::now();
+        let mut export = self.export.clone();
+        export.repositories.extend(self.catalog.repositories()?.into_iter().map(|r| r.path));
+        let disk = AttachedDisk::open(record, &export, &self.cache, Box::new(permit))?;
+        tracing::info!(disk = disk.path(), took = ?began.elapsed(), "attached");
+        Ok(Arc::new(disk))
+    }
+
+    /// A slot; the least recently used disk gives its own if there is none.
+    fn permit(&self) -> Result<Permit> {
+        let deadline = Instant::now() + self.limits.slot_timeout;
+        loop {
+            let mut taken = self.permits.taken.lock();
+            if *taken < self.limits.slots {
+                *taken = taken.saturating_add(1);
+                return Ok(Permit(Arc::clone(&self.permits)));
+            }
+            drop(taken);
+            let oldest = self
+                .seats()
+                .into_iter()
+                .min_by_key(|seat| seat.last_used.load(Ordering::Relaxed));
+            if let Some(seat) = oldest {
+                tracing::debug!(disk = seat.disk.path(), "gives its slot to another");
+                self.forget(&seat);
+                drop(seat);
+            }
+            let mut taken = self.permits.taken.lock();
+            if *taken >= self.limits.slots
+                && self.permits.freed.wait_until(&mut taken, deadline).timed_out()
+            {
+                return Err(Error::NoSlot { slots: self.limits.slots });
+            }
+        }
+    }
+}
+
+fn disk_id(seat: &Seat) -> u64 {
+    u64::try_from(seat.disk.record().id).unwrap_or(0)
+}
+
+impl Attachments for Slots {
+    fn get(&self, id: u64) -> Result<Arc<AttachedDisk>> {
+        if let Some(Entry::Attached(seat)) = self.table.read().get(&id) {
+            self.touch(seat);
+            return Ok(Arc::clone(&seat.disk));
+        }
+        may_wait()?;
+        let attempt = {
+            let mut table = self.table.write();
+            match table.get(&id) {
+                Some(Entry::Attached(seat)) => {
+                    self.touch(seat);
+                    return Ok(Arc::clone(&seat.disk));
+                }
+                Some(Entry::Attaching(attempt)) => {
+                    let attempt = Arc::clone(attempt);
+                    drop(table);
+                    return attempt.wait();
+                }
+                None => {}
+            }
+            let attempt = Arc::new(Attempt::default());
+            table.insert(id, Entry::Attaching(Arc::clone(&attempt)));
+            attempt
+        };
+        // Those who wait must be told whatever happens, a panic included.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.attach(id)))
+            .unwrap_or_else(|_| {
+                Err(Error::corrupt(format!("disk {id}"), "attaching it failed unexpectedly"))
+            });
+        let mut table = self.table.write();
+        match &result {
+            Ok(disk) => {
+                let seat = Seat {
+                    disk: Arc::clone(disk),
+                    since: SystemTime::now(),
+                    last_used: AtomicU64::new(self.now()),
+                };
+                table.insert(id, Entry::Attached(Arc::new(seat)));
+                self.totals.attaches.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(_) => {
+                table.remove(&id);
+                self.totals.failures.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        drop(table);
+        match &result {
+            Ok(_) => drop(self.errors.lock().pop(&id)),
+            Err(error) => drop(self.errors.lock().put(id, error.clone())),
+        }
+        attempt.end(result.clone());
+        result
+    }
+
+    fn peek(&self, id: u64) -> Option<Arc<AttachedDisk>> {
+        match self.table.read().get(&id) {
+            Some(Entry::Attached(seat)) => Some(Arc::clone(&seat.disk)),
+            _ => None,
+        }
+    }
+
+    fn last_error(&self, id: u64) -> Option<Error> {
+        self.errors.lock().peek(&id).cloned()
+    }
+}

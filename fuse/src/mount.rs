@@ -1,0 +1,151 @@
+//! Mounting the tree and taking it away again.
+//!
+//! The tree is always mounted read-only, nosuid, nodev and noexec. Taking it away
+//! never fails for being busy: if somebody stands in it, it is detached, and ends
+//! with the process.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use sendense::Error;
+use sendense::tree::Tree;
+
+use crate::adapter::Adapter;
+
+/// Threads that take requests from the kernel. Two let serial look-ups overlap
+/// with the answers before them; each takes 16 MiB of address space.
+const LOOP_THREADS: usize = 2;
+
+/// How the tree is mounted.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// Whether users other than the one who mounts may look inside.
+    pub allow_other: bool,
+    /// Whether extended attributes are shown.
+    pub xattrs: bool,
+    /// What the kernel reads ahead, in bytes; only root can set it.
+    pub read_ahead: u64,
+}
+
+/// The mounted tree.
+pub struct Mount {
+    mountpoint: PathBuf,
+    session: Option<BackgroundSession>,
+}
+
+impl Mount {
+    /// Mounts the tree and serves it on threads of its own.
+    ///
+    /// # Errors
+    /// What keeps it from being mounted, naming the mountpoint.
+    pub fn new(tree: Arc<Tree>, options: &MountOptions) -> sendense::Result<Self> {
+        let mountpoint = &options.mountpoint;
+        let failed = |error: io::Error| {
+            Error::io(format!("mounting the tree on {}", mountpoint.display()), error)
+        };
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::RO,
+            MountOption::NoSuid,
+            MountOption::NoDev,
+            MountOption::NoExec,
+            MountOption::NoAtime,
+            MountOption::FSName("sendense".into()),
+            MountOption::Subtype("sendense".into()),
+        ];
+        config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        config.n_threads = Some(LOOP_THREADS);
+        config.clone_fd = true;
+        let adapter = Adapter::new(tree, options.xattrs);
+        let session = Session::new(adapter, mountpoint, &config).map_err(failed)?;
+        let session = session.spawn().map_err(failed)?;
+        set_read_ahead(mountpoint, options.read_ahead);
+        Ok(Self { mountpoint: mountpoint.clone(), session: Some(session) })
+    }
+
+    /// Whether the tree is still served: false once somebody has unmounted it.
+    pub fn is_served(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| !session.guard.is_finished())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        if session.guard.is_finished() {
+            return;
+        }
+        for _ in 0..5 {
+            match unmount(&self.mountpoint, false) {
+                Ok(()) => {
+                    let _ = session.join();
+                    return;
+                }
+                // As the tree is read-only, waiting for a reader saves nothing but
+                // its last read; a moment is enough.
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+        tracing::info!(mountpoint = %self.mountpoint.display(), "still in use; detached");
+        if let Err(error) = unmount(&self.mountpoint, true) {
+            tracing::warn!(mountpoint = %self.mountpoint.display(), %error, "cannot be unmounted");
+        }
+        // The session would wait for the last user; it ends with the process.
+        std::mem::forget(session);
+    }
+}
+
+/// Unmounts, by the system call or, for an ordinary user, by `fusermount3`.
+fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    use nix::mount::{MntFlags, umount2};
+    let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::UMOUNT_NOFOLLOW };
+    match umount2(mountpoint, flags) {
+        Err(nix::errno::Errno::EPERM) => {}
+        other => return other.map_err(io::Error::from),
+    }
+    let mut command = Command::new("fusermount3");
+    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint);
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::ResourceBusy)) }
+}
+
+/// Takes away what an earlier run that was killed has left mounted.
+///
+/// # Errors
+/// If something is left that cannot be taken away, or that is not ours.
+pub fn clear_stale(mountpoint: &Path) -> sendense::Result<()> {
+    let named = |error: io::Error| Error::io(format!("{}", mountpoint.display()), error);
+    // A mount whose server is dead answers ENOTCONN; more than one may be stacked.
+    for _ in 0..16 {
+        match fs::metadata(mountpoint) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+                tracing::info!(mountpoint = %mountpoint.display(), "clearing what an earlier run left");
+                unmount(mountpoint, true).map_err(named)?;
+            }
+            Err(error) => return Err(named(error)),
+            Ok(_) => return Ok(()),
+        }
+    }
+    Err(Error::Invalid(format!(
+        "{}: cannot be cleared of an earlier mount; run `umount -l {0}`",
+        mountpoint.display()
+    )))
+}
+
+/// The kernel's default of 128 KiB costs 40 % of a sequential read.
+fn set_read_ahead(mountpoint: &Path, bytes: u64) {
+    let Ok(meta) = fs::metadata(mountpoint) else { return };
+    let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = fs::write(&path, (bytes / 1024).to_string()) {
+        tracing::debug!(path, %error, "read-ahead stays at the kernel's default");
+    }
+}

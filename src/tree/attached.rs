@@ -1,0 +1,198 @@
+//! A disk that is attached: its export and the volumes found on it.
+//!
+//! The idea: what an [`AttachedDisk`] shows follows from the disk's content
+//! alone, so it can be dropped and made again at any time and nobody outside can
+//! tell. A disk with exactly one volume shows that volume's root as its own; one
+//! with several shows a folder for each.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::inode::{self, Inode};
+use crate::catalog::DiskRecord;
+use crate::error::{Error, Result};
+use crate::filesystem::{self, FileSystem};
+use crate::image::{BlockCache, BlockRead, Disk, Export, ExportOptions};
+use crate::volume::{self, Content, Volume, VolumeReader};
+
+/// A volume as the tree shows it.
+pub(crate) struct AttachedVolume {
+    /// Name, label, mapping.
+    pub(crate) volume: Volume,
+    /// Its first inode number within the disk. The number itself is the folder
+    /// of a volume that cannot be read; its files come after it.
+    pub(crate) base: u64,
+    /// Reads through the block cache.
+    pub(crate) reader: Arc<VolumeReader>,
+    /// The reader of its file system, or why there is none.
+    pub(crate) fs: Result<Box<dyn FileSystem>>,
+}
+
+impl AttachedVolume {
+    /// The volume's root folder, as a place within the disk.
+    pub(crate) fn root(&self) -> u64 {
+        match &self.fs {
+            Ok(fs) => self.base.saturating_add(fs.root()),
+            Err(_) => self.base,
+        }
+    }
+
+    /// The type as a user may read it.
+    pub(crate) fn kind(&self) -> &str {
+        match (&self.volume.content, &self.fs) {
+            (_, Ok(fs)) => fs.description().kind,
+            (Content::FileSystem(kind) | Content::Locked(kind) | Content::NoFiles(kind), _) => kind,
+            (Content::Unreadable(_), _) => "unknown",
+        }
+    }
+}
+
+/// How a disk was used since it was attached.
+#[derive(Debug, Default)]
+pub struct Usage {
+    /// Reads of file data answered.
+    pub reads: AtomicU64,
+    /// Bytes of file data handed out.
+    pub bytes: AtomicU64,
+    /// Look-ups, attributes, listings.
+    pub lookups: AtomicU64,
+}
+
+/// A disk whose image is open and whose volumes are known.
+pub struct AttachedDisk {
+    record: DiskRecord,
+    pub(crate) id: u64,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) volumes: Vec<AttachedVolume>,
+    usage: Usage,
+    /// Whatever must live exactly as long as the disk is attached.
+    _slot: Box<dyn Any + Send + Sync>,
+}
+
+impl AttachedDisk {
+    /// Opens the image and looks at what is on it. `slot` is dropped with the
+    /// disk, after its `qemu-nbd`.
+    ///
+    /// # Errors
+    /// What is wrong with the image. A volume that cannot be read is no error
+    /// here: it is shown, and gives its error on use.
+    pub fn open(
+        record: DiskRecord,
+        options: &ExportOptions,
+        cache: &Arc<BlockCache>,
+        slot: Box<dyn Any + Send + Sync>,
+    ) -> Result<Self> {
+        let id = u64::try_from(record.id)
+            .map_err(|_| Error::Catalog(format!("disk id {} is negative", record.id)))?;
+        let export = Export::open(&record.path, &record.format, options)?;
+        let disk = Arc::new(Disk::new(id, export, Arc::clone(cache)));
+        let device: Arc<dyn BlockRead> = Arc::<Disk>::clone(&disk);
+        let mut volumes = Vec::new();
+        let mut base = inode::FIRST_BASE;
+        for volume in volume::detect(&device)? {
+            if matches!(volume.content, Content::NoFiles(_)) {
+                continue;
+            }
+            let reader =
+                Arc::new(VolumeReader::new(volume.mapping.clone(), vec![Arc::clone(&device)]));
+            let fs = open_file_system(&volume, &reader);
+            let span = inode::span(volume.mapping.size());
+            volumes.push(AttachedVolume { volume, base, reader, fs });
+            base = base.saturating_add(span);
+        }
+        Ok(Self { record, id, disk, volumes, usage: Usage::default(), _slot: slot })
+    }
+
+    /// The catalog's row.
+    pub fn record(&self) -> &DiskRecord {
+        &self.record
+    }
+
+    /// What serves the blocks.
+    pub fn export(&self) -> &Export {
+        self.disk.export()
+    }
+
+    /// How it was used.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// The only volume, where there is only one.
+    pub(crate) fn single(&self) -> Option<&AttachedVolume> {
+        match self.volumes.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
+    /// The volume that a place within the disk belongs to, and the inode number
+    /// in it (0 for the folder of a volume that cannot be read).
+    ///
+    /// # Errors
+    /// `NotFound` for a place that no volume has.
+    pub(crate) fn locate(&self, local: u64) -> Result<(&AttachedVolume, u64)> {
+        self.volumes
+            .iter()
+            .rev()
+            .find(|volume| volume.base <= local)
+            .map(|volume| (volume, local.saturating_sub(volume.base)))
+            .ok_or_else(|| Error::not_found(format!("{}: inode {local}", self.path())))
+    }
+
+    /// The file system and inode number of a place within the disk.
+    ///
+    /// # Errors
+    /// Why the volume cannot be read.
+    pub(crate) fn file(&self, local: u64) -> Result<(&dyn FileSystem, &AttachedVolume, u64)> {
+        let (volume, ino) = self.locate(local)?;
+        self.usage.lookups.fetch_add(1, Ordering::Relaxed);
+        match &volume.fs {
+            Ok(fs) => Ok((fs.as_ref(), volume, ino)),
+            Err(error) => Err(error.clone()),
+        }
+    }
+
+    /// The tree's inode number of inode `ino` of `volume`.
+    ///
+    /// # Errors
+    /// `Unsupported` if it does not fit.
+    pub(crate) fn number(&self, volume: &AttachedVolume, ino: u64) -> Result<u64> {
+        let local = volume.base.saturating_add(ino);
+        if self.single().is_some() && local == volume.root() {
+            return Inode::Disk(self.id).number();
+        }
+        if ino >= inode::span(volume.volume.mapping.size()) {
+            return Err(Error::Unsupported {
+                what: format!("{}: inode {ino} of {}", self.path(), volume.volume.name),
+                reason: "the number is larger than its volume can hold".into(),
+            });
+        }
+        Inode::File { disk: self.id, local }.number()
+    }
+
+    /// `<vm>/<backup>/disk<N>`.
+    pub fn path(&self) -> String {
+        let DiskRecord { vm_name, backup_id, disk_index, .. } = &self.record;
+        format!("{vm_name}/{backup_id}/disk{disk_index}")
+    }
+}
+
+fn open_file_system(volume: &Volume, reader: &Arc<VolumeReader>) -> Result<Box<dyn FileSystem>> {
+    let what = || format!("volume {}", volume.name);
+    match &volume.content {
+        Content::FileSystem(kind) => filesystem::open(kind, Arc::<VolumeReader>::clone(reader)),
+        Content::Locked(kind) => Err(Error::Unsupported {
+            what: what(),
+            reason: format!("it is locked ({kind}) and needs a key, which cannot be given yet"),
+        }),
+        Content::NoFiles(kind) => Err(Error::Unsupported {
+            what: what(),
+            reason: format!("it holds no files ({kind})"),
+        }),
+        Content::Unreadable(reason) => {
+            Err(Error::Unsupported { what: what(), reason: reason.clone() })
+        }
+    }
+}

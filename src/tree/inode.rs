@@ -1,0 +1,154 @@
+//! Inode numbers of the tree.
+//!
+//! The idea: a number says by itself what it stands for, so that a file is found
+//! again after it was forgotten, after its disk was released and after a restart.
+//! The upper 24 bits are the disk's id in the catalog, which is never used again;
+//! the lower 40 bits are a place within that disk.
+//!
+//! ```text
+//!  63            40 39                                   0
+//! ┌────────────────┬──────────────────────────────────────┐
+//! │ disk id        │ 0  the folder disk<N>                │
+//! │ 1..2²⁴         │ 1  the file disk<N>.raw              │
+//! │                │ base(volume) + inode in the volume   │
+//! ├────────────────┼──────────────────────────────────────┤
+//! │ 0              │ 1  the root                          │
+//! │                │ id·4 + 2  a VM's or backup's folder  │
+//! │                │ id·4 + 3  `latest`, pointing to it   │
+//! └────────────────┴──────────────────────────────────────┘
+//! ```
+//!
+//! A volume's base follows from the sizes of the volumes before it (no format
+//! holds more than one inode in 128 bytes, but for a few reserved ones), so it
+//! depends on nothing but the disk's content. `latest` takes the number of the
+//! backup that it points to: when it moves on it is another inode, and nothing
+//! that the kernel has cached of the old one is wrong.
+
+use crate::error::{Error, Result};
+
+const LOCAL_BITS: u32 = 40;
+const LOCAL_MASK: u64 = (1 << LOCAL_BITS) - 1;
+const MAX_DISK: u64 = 1 << (64 - LOCAL_BITS);
+
+/// Numbers below this one in a disk are not volumes'.
+pub(crate) const FIRST_BASE: u64 = 64;
+
+/// What an inode number stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inode {
+    /// The root of the tree.
+    Root,
+    /// The folder of a VM or a backup, by its id in the catalog.
+    Folder(i64),
+    /// `latest`, by the id of the backup that it points to.
+    Latest(i64),
+    /// The folder `disk<N>`.
+    Disk(u64),
+    /// The file `disk<N>.raw`.
+    Raw(u64),
+    /// Something on a volume of a disk.
+    File {
+        /// Disk id.
+        disk: u64,
+        /// Volume base plus inode number in the volume.
+        local: u64,
+    },
+}
+
+impl Inode {
+    /// Takes a number apart.
+    ///
+    /// # Errors
+    /// `NotFound` for a number that was never given out.
+    pub(crate) fn parse(ino: u64) -> Result<Self> {
+        let (disk, local) = (ino >> LOCAL_BITS, ino & LOCAL_MASK);
+        let id = i64::try_from(local >> 2).unwrap_or(0);
+        match (disk, local) {
+            (0, 1) => Ok(Self::Root),
+            (0, _) if id > 0 && local & 3 == 2 => Ok(Self::Folder(id)),
+            (0, _) if id > 0 && local & 3 == 3 => Ok(Self::Latest(id)),
+            (0, _) => Err(Error::not_found(format!("inode {ino}"))),
+            (disk, 0) => Ok(Self::Disk(disk)),
+            (disk, 1) => Ok(Self::Raw(disk)),
+            (disk, local) => Ok(Self::File { disk, local }),
+        }
+    }
+
+    /// The number.
+    ///
+    /// # Errors
+    /// `Unsupported` where an id or an inode number of a guest has outgrown the
+    /// scheme.
+    pub(crate) fn number(self) -> Result<u64> {
+        let folder = |id: i64, tag: u64| {
+            u64::try_from(id)
+                .ok()
+                .filter(|id| (1..=LOCAL_MASK >> 2).contains(id))
+                .map(|id| id << 2 | tag)
+                .ok_or_else(|| outgrown(format!("folder {id}")))
+        };
+        let on_disk = |disk: u64, local: u64| {
+            if (1..MAX_DISK).contains(&disk) && local <= LOCAL_MASK {
+                Ok(disk << LOCAL_BITS | local)
+            } else {
+                Err(outgrown(format!("inode {local} of disk {disk}")))
+            }
+        };
+        match self {
+            Self::Root => Ok(1),
+            Self::Folder(id) => folder(id, 2),
+            Self::Latest(id) => folder(id, 3),
+            Self::Disk(disk) => on_disk(disk, 0),
+            Self::Raw(disk) => on_disk(disk, 1),
+            Self::File { disk, local } => on_disk(disk, local),
+        }
+    }
+}
+
+/// Numbers that a volume of `size` bytes may take.
+pub(crate) fn span(size: u64) -> u64 {
+    (size / 128).saturating_add(1 << 16)
+}
+
+fn outgrown(what: String) -> Error {
+    Error::Unsupported { what, reason: "its number does not fit into the tree's inode numbers".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_says_what_it_stands_for() {
+        let all = [
+            Inode::Root,
+            Inode::Folder(1),
+            Inode::Folder(1 << 37),
+            Inode::Latest(1),
+            Inode::Disk(1),
+            Inode::Disk(MAX_DISK - 1),
+            Inode::Raw(77),
+            Inode::File { disk: 77, local: FIRST_BASE },
+            Inode::File { disk: MAX_DISK - 1, local: LOCAL_MASK },
+        ];
+        for inode in all {
+            assert_eq!(Inode::parse(inode.number().unwrap()).unwrap(), inode);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error_and_not_another_file() {
+        for inode in [
+            Inode::Folder(0),
+            Inode::Folder(-1),
+            Inode::Folder(1 << 38),
+            Inode::Disk(0),
+            Inode::Disk(MAX_DISK),
+            Inode::File { disk: 1, local: LOCAL_MASK + 1 },
+        ] {
+            assert!(inode.number().is_err(), "{inode:?}");
+        }
+        assert!(Inode::parse(0).is_err());
+        assert!(Inode::parse(2).is_err());
+    }
+}

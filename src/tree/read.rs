@@ -1,0 +1,271 @@
+//! Reading file data: a plan made of what is known, then large parallel reads
+//! straight into the answer.
+//!
+//! A [`ReadPlan`] is made from the file's extents (metadata, through the block
+//! cache) and then carried out without any thread waiting: each piece that lies
+//! on the disk is asked for at once, and whichever comes last hands the whole
+//! buffer on. The buffer is one allocation, split for the requests and joined
+//! again without copying.
+//!
+//! Small files are the exception: their neighbours on the disk are small files
+//! too, which are likely to be asked for next, so they go through the block
+//! cache and its read-ahead.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::filesystem::{Extent, FileSystem};
+use crate::image::{BlockRead, Completion, Disk};
+use crate::volume::{Run, VolumeReader};
+
+/// Files up to this size (in bytes) are read through the block cache.
+pub(crate) const SMALL_FILE: u64 = 64 * 1024;
+
+/// The largest read that is carried out at once, in bytes.
+const MAX_READ: u64 = 8 * 1024 * 1024;
+
+/// Buffers kept for the next read.
+const SPARE_BUFFERS: usize = 8;
+
+static SPARE: Mutex<Vec<BytesMut>> = Mutex::new(Vec::new());
+
+/// A buffer of `len` bytes whose content is arbitrary, from the spare ones if
+/// there is one: a fresh one of a megabyte costs page faults and clearing.
+fn buffer(len: usize) -> BytesMut {
+    let mut buf = SPARE.lock().pop().unwrap_or_default();
+    buf.resize(len, 0);
+    buf
+}
+
+/// Takes back the buffer of an answer that was sent.
+pub fn recycle(buf: BytesMut) {
+    let mut spare = SPARE.lock();
+    if spare.len() < SPARE_BUFFERS && buf.capacity() >= 128 * 1024 {
+        spare.push(buf);
+    }
+}
+
+/// Frees the spare buffers.
+pub fn free_spare_buffers() {
+    SPARE.lock().clear();
+}
+
+enum Piece {
+    Disk { offset: u64, len: usize },
+    Zeros { len: usize },
+    Bytes(Bytes),
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        match self {
+            Self::Disk { len, .. } | Self::Zeros { len } => *len,
+            Self::Bytes(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// What a read comes down to.
+pub struct ReadPlan(Kind);
+
+enum Kind {
+    /// The bytes are here.
+    Ready(BytesMut),
+    /// They have to be gathered from the disk.
+    Gather { disk: Arc<Disk>, pieces: Vec<Piece> },
+}
+
+impl ReadPlan {
+    /// An answer that is at hand.
+    pub(crate) fn ready(bytes: BytesMut) -> Self {
+        Self(Kind::Ready(bytes))
+    }
+
+    /// `len` bytes of the disk itself from `offset`; the range lies on it.
+    pub(crate) fn raw(disk: Arc<Disk>, offset: u64, len: u64) -> Self {
+        let len = len_of(len);
+        Self(Kind::Gather { disk, pieces: vec![Piece::Disk { offset, len }] })
+    }
+
+    /// Bytes `offset..offset + len` of file `ino`, cut at its end.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub(crate) fn file(
+        fs: &dyn FileSystem,
+        reader: &VolumeReader,
+        disk: &Arc<Disk>,
+        ino: u64,
+        offset: u64,
+        len: u64,
+    ) -> Result<Self> {
+        let mut extents = Vec::new();
+        fs.extents(ino, offset, len.min(MAX_READ), &mut extents)?;
+        let asked: u64 = extents.iter().map(extent_len).sum();
+        if asked <= SMALL_FILE && fs.attr(ino)?.size <= SMALL_FILE {
+            return cached(fs, reader, ino, offset, &extents);
+        }
+        let mut pieces = Vec::with_capacity(extents.len());
+        let mut runs: Vec<Run> = Vec::new();
+        let mut at = offset;
+        for extent in extents {
+            let extent_len = extent_len(&extent);
+            match extent {
+                Extent::Volume { offset, len } => {
+                    runs.clear();
+                    reader.mapping().runs(offset, len, &mut runs)?;
+                    pieces.extend(
+                        runs.iter().map(|run| Piece::Disk { offset: run.offset, len: len_of(run.len) }),
+                    );
+                }
+                Extent::Hole { len } => pieces.push(Piece::Zeros { len: len_of(len) }),
+                Extent::Bytes(bytes) => pieces.push(Piece::Bytes(bytes)),
+                Extent::Decode { len } => {
+                    let mut buf = vec![0; len_of(len)];
+                    let n = fs.read(ino, at, &mut buf)?;
+                    buf.truncate(n);
+                    pieces.push(Piece::Bytes(buf.into()));
+                }
+            }
+            at = at.saturating_add(extent_len);
+        }
+        Ok(Self(Kind::Gather { disk: Arc::clone(disk), pieces }))
+    }
+
+    /// Carries the plan out. `done` is called once, on this thread or on one
+    /// that receives from the disk.
+    pub fn carry_out(self, done: Completion) {
+        match self.0 {
+            Kind::Ready(bytes) => done(Ok(bytes)),
+            Kind::Gather { disk, pieces } => gather(&disk, pieces, done),
+        }
+    }
+}
+
+/// A small file's bytes through the block cache.
+fn cached(
+    fs: &dyn FileSystem,
+    reader: &VolumeReader,
+    ino: u64,
+    offset: u64,
+    extents: &[Extent],
+) -> Result<ReadPlan> {
+    let total: u64 = extents.iter().map(extent_len).sum();
+    let mut buf = BytesMut::zeroed(len_of(total));
+    let mut rest: &mut [u8] = &mut buf;
+    let mut at = offset;
+    for extent in extents {
+        let len = extent_len(extent);
+        let Some((target, remaining)) = rest.split_at_mut_checked(len_of(len)) else { break };
+        match extent {
+            Extent::Volume { offset, .. } => reader.read_at(*offset, target)?,
+            Extent::Hole { .. } => {}
+            Extent::Bytes(bytes) => target.copy_from_slice(bytes),
+            Extent::Decode { .. } => {
+                fs.read(ino, at, target)?;
+            }
+        }
+        rest = remaining;
+        at = at.saturating_add(len);
+    }
+    Ok(ReadPlan::ready(buf))
+}
+
+/// The pieces of one read that are under way.
+struct Gathering {
+    state: Mutex<State>,
+}
+
+struct State {
+    /// In order; `None` while a piece is under way.
+    parts: Vec<Option<BytesMut>>,
+    missing: usize,
+    error: Option<Error>,
+    done: Option<Completion>,
+}
+
+impl Gathering {
+    fn arrived(&self, index: usize, outcome: Result<BytesMut>) {
+        let mut state = self.state.lock();
+        match outcome {
+            Ok(part) => {
+                if let Some(slot) = state.parts.get_mut(index) {
+                    *slot = Some(part);
+                }
+            }
+            Err(error) => state.error = Some(error),
+        }
+        state.missing = state.missing.saturating_sub(1);
+        if state.missing > 0 {
+            return;
+        }
+        let Some(done) = state.done.take() else { return };
+        let answer = match state.error.take() {
+            Some(error) => Err(error),
+            None => {
+                let mut parts = std::mem::take(&mut state.parts).into_iter().flatten();
+                let mut whole = parts.next().unwrap_or_default();
+                for part in parts {
+                    whole.unsplit(part);
+                }
+                Ok(whole)
+            }
+        };
+        drop(state);
+        done(answer);
+    }
+}
+
+fn gather(disk: &Arc<Disk>, pieces: Vec<Piece>, done: Completion) {
+    // The usual case: one stretch of the disk.
+    if let [Piece::Disk { offset, len }] = pieces.as_slice() {
+        return disk.submit(*offset, buffer(*len), done);
+    }
+    let total = pieces.iter().map(Piece::len).fold(0, usize::saturating_add);
+    let mut rest = buffer(total);
+    let mut parts = Vec::with_capacity(pieces.len());
+    let mut requests = Vec::new();
+    for (index, piece) in pieces.iter().enumerate() {
+        let mut part = rest.split_to(piece.len().min(rest.len()));
+        match piece {
+            Piece::Disk { offset, .. } => {
+                requests.push((index, *offset, part));
+                parts.push(None);
+                continue;
+            }
+            Piece::Zeros { .. } => part.fill(0),
+            Piece::Bytes(bytes) => part.copy_from_slice(bytes),
+        }
+        parts.push(Some(part));
+    }
+    // One more than the requests, for this function itself: the answer is given
+    // by whoever comes last, also when there are no requests.
+    let gathering = Arc::new(Gathering {
+        state: Mutex::new(State {
+            parts,
+            missing: requests.len().saturating_add(1),
+            error: None,
+            done: Some(done),
+        }),
+    });
+    for (index, offset, part) in requests {
+        let gathering = Arc::clone(&gathering);
+        disk.submit(offset, part, Box::new(move |outcome| gathering.arrived(index, outcome)));
+    }
+    gathering.arrived(usize::MAX, Ok(BytesMut::new()));
+}
+
+fn extent_len(extent: &Extent) -> u64 {
+    match extent {
+        Extent::Volume { len, .. } | Extent::Hole { len } | Extent::Decode { len } => *len,
+        Extent::Bytes(bytes) => bytes.len() as u64,
+    }
+}
+
+/// A length within one read, which is at most [`MAX_READ`].
+fn len_of(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(0)
+}
