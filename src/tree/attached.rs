@@ -67,8 +67,11 @@ pub struct AttachedDisk {
     pub(crate) volumes: Vec<AttachedVolume>,
     usage: Usage,
     /// Whatever must live exactly as long as the disk is attached.
-    _slot: Box<dyn Any + Send + Sync>,
+    _slot: Slot,
 }
+
+/// See [`AttachedDisk::open`].
+pub type Slot = Box<dyn Any + Send + Sync>;
 
 impl AttachedDisk {
     /// Opens the image and looks at what is on it. `slot` is dropped with the
@@ -81,7 +84,7 @@ impl AttachedDisk {
         record: DiskRecord,
         options: &ExportOptions,
         cache: &Arc<BlockCache>,
-        slot: Box<dyn Any + Send + Sync>,
+        slot: Slot,
     ) -> Result<Self> {
         let id = u64::try_from(record.id)
             .map_err(|_| Error::Catalog(format!("disk id {} is negative", record.id)))?;

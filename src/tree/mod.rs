@@ -443,13 +443,13 @@ impl Tree {
                 if len == 0 {
                     return Ok(ReadPlan::ready(BytesMut::new()));
                 }
-                Ok(ReadPlan::raw(Arc::clone(&disk.disk), offset, len))
+                Ok(ReadPlan::raw(disk, offset, len))
             }
             Inode::File { disk, local } => {
                 let disk = self.attached(disk)?;
-                let (fs, volume, ino) = disk.file(local)?;
+                let plan = ReadPlan::file(&disk, local, offset, len)?;
                 count_read(&disk, len);
-                ReadPlan::file(fs, &volume.reader, &disk.disk, ino, offset, len)
+                Ok(plan)
             }
             _ => Err(Error::IsADirectory { what: format!("inode {ino}") }),
         }

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::filesystem::{Extent, FileSystem};
 use crate::image::{BlockRead, Completion, Disk};
+use super::attached::AttachedDisk;
 use crate::volume::{Run, VolumeReader};
 
 /// Files up to this size (in bytes) are read through the block cache.
@@ -75,7 +76,7 @@ enum Kind {
     /// The bytes are here.
     Ready(BytesMut),
     /// They have to be gathered from the disk.
-    Gather { disk: Arc<Disk>, pieces: Vec<Piece> },
+    Gather { disk: Arc<AttachedDisk>, pieces: Vec<Piece> },
 }
 
 impl ReadPlan {
@@ -85,23 +86,23 @@ impl ReadPlan {
     }
 
     /// `len` bytes of the disk itself from `offset`; the range lies on it.
-    pub(crate) fn raw(disk: Arc<Disk>, offset: u64, len: u64) -> Self {
+    pub(crate) fn raw(disk: Arc<AttachedDisk>, offset: u64, len: u64) -> Self {
         let len = len_of(len);
         Self(Kind::Gather { disk, pieces: vec![Piece::Disk { offset, len }] })
     }
 
-    /// Bytes `offset..offset + len` of file `ino`, cut at its end.
+    /// Bytes `offset..offset + len` of the file at `local`, cut at its end.
     ///
     /// # Errors
     /// From the file system.
     pub(crate) fn file(
-        fs: &dyn FileSystem,
-        reader: &VolumeReader,
-        disk: &Arc<Disk>,
-        ino: u64,
+        disk: &Arc<AttachedDisk>,
+        local: u64,
         offset: u64,
         len: u64,
     ) -> Result<Self> {
+        let (fs, volume, ino) = disk.file(local)?;
+        let reader = volume.reader.as_ref();
         let mut extents = Vec::new();
         fs.extents(ino, offset, len.min(MAX_READ), &mut extents)?;
         let asked: u64 = extents.iter().map(extent_len).sum();
@@ -140,7 +141,15 @@ impl ReadPlan {
     pub fn carry_out(self, done: Completion) {
         match self.0 {
             Kind::Ready(bytes) => done(Ok(bytes)),
-            Kind::Gather { disk, pieces } => gather(&disk, pieces, done),
+            Kind::Gather { disk, pieces } => {
+                // The disk stays attached until the answer is given.
+                let blocks = Arc::clone(&disk.disk);
+                let done = Box::new(move |outcome| {
+                    done(outcome);
+                    drop(disk);
+                });
+                gather(&blocks, pieces, done);
+            }
         }
     }
 }
