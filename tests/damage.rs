@@ -1,0 +1,161 @@
+//! Images that are damaged, missing or hostile: a clear error each, and other
+//! disks go on.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use support::images::{RawDisk, full, incremental, layout};
+use support::{Daemon, Lab, shell};
+
+struct Case {
+    vm: &'static str,
+    /// What the sentence in `user.sendense.error` has to contain.
+    says: &'static str,
+}
+
+/// > An image that cannot be opened gives an error on use, and says why in
+/// > `user.sendense.error`; other disks are unharmed.
+#[test]
+fn every_bad_image_is_a_clear_error_and_harms_no_other() {
+    let lab = Lab::new();
+    lab.configure("request_timeout = \"5s\"\nstart_timeout = \"5s\"");
+    let raw = RawDisk::ext4(lab.path("work/a.raw"), "64M", &[]);
+    raw.write(|root| {
+        shell(&format!("cd {root:?}; echo good > file; head -c 20000000 /dev/urandom > large"));
+    });
+    let stamp = "20251008-192431";
+    let mut cases = Vec::new();
+    let mut case = |vm: &'static str, says: &'static str, make: &dyn Fn(&Path)| {
+        let image = full(&lab, &raw.path, vm, 0, stamp);
+        make(&image);
+        cases.push(Case { vm, says });
+    };
+    case("good", "", &|_| {});
+    // The catalog knows them as good images; then they go bad.
+    lab.scan();
+    case("empty", "", &|_| {});
+    case("garbage", "", &|_| {});
+    case("headless", "", &|_| {});
+    lab.scan();
+    let image = |vm: &str| layout(&lab, vm, 0, stamp);
+    fs::write(image("empty"), b"").unwrap();
+    fs::write(image("garbage"), vec![0x5a; 100_000]).unwrap();
+    shell(&format!("dd if=/dev/zero of={:?} bs=104 count=1 conv=notrunc status=none", image("headless")));
+
+    // Chains that lead where they must not.
+    let outside = lab.path("work/outside.qcow2");
+    shell(&format!("qemu-img convert -f raw -O qcow2 {:?} {outside:?}", raw.path));
+    let overlay = |vm: &'static str, backing: &str| {
+        let image = layout(&lab, vm, 0, stamp);
+        shell(&format!("qemu-img create -q -f qcow2 -u -b {backing:?} -F qcow2 {image:?} 64M"));
+    };
+    overlay("missing-backing", "nowhere.qcow2");
+    overlay("outside", outside.to_str().unwrap());
+    overlay("shadow", "/etc/shadow");
+    let own = layout(&lab, "itself", 0, stamp);
+    overlay("itself", own.file_name().unwrap().to_str().unwrap());
+    overlay("network", "nbd://127.0.0.1:10809/x");
+    let linked = layout(&lab, "linked", 0, stamp);
+    std::os::unix::fs::symlink(&outside, linked.with_file_name("link.qcow2")).unwrap();
+    overlay("linked", "link.qcow2");
+    for (vm, says) in [
+        ("missing-backing", "not there"),
+        ("outside", "outside"),
+        ("shadow", "outside"),
+        ("itself", "itself"),
+        ("network", ""),
+        ("linked", "outside"),
+    ] {
+        cases.push(Case { vm, says });
+    }
+    // `add` and `scan` may refuse them; what they take must give an error later.
+    let _ = lab.sendense(["catalog".as_ref(), "scan".as_ref(), lab.path("repository").as_os_str()]);
+    let _daemon = Daemon::start(&lab);
+    let good = lab.mountpoint().join("good/latest/disk0/file");
+    for case in &cases {
+        let disk = lab.mountpoint().join(case.vm).join("latest/disk0");
+        if case.vm == "good" || !disk.exists() {
+            continue;
+        }
+        let began = Instant::now();
+        let error = fs::read_dir(&disk).map(Iterator::count).expect_err(case.vm);
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{}: {error}", case.vm);
+        assert!(began.elapsed() < Duration::from_secs(6), "{}", case.vm);
+        let why = xattr::get(&disk, "user.sendense.error").unwrap().unwrap_or_else(|| panic!("{}: no reason given", case.vm));
+        let why = String::from_utf8(why).unwrap();
+        println!("{}: {why}", case.vm);
+        assert!(why.contains(case.says), "{}: {why}", case.vm);
+        assert_eq!(fs::read_to_string(&good).unwrap(), "good\n");
+    }
+    let shown = fs::read_dir(lab.mountpoint()).unwrap().count();
+    assert!(shown >= 4, "the images that went bad later are still shown: {shown}");
+}
+
+/// > A file whose data is damaged is an error there, never wrong bytes; the rest
+/// > of the disk works.
+#[test]
+fn a_truncated_image_never_gives_wrong_bytes() {
+    let lab = Lab::new();
+    lab.configure("request_timeout = \"5s\"");
+    let raw = RawDisk::ext4(lab.path("work/a.raw"), "64M", &[]);
+    raw.write(|root| {
+        shell(&format!("cd {root:?}; for i in $(seq 200); do head -c 100000 /dev/urandom > f$i; done"));
+    });
+    let image = full(&lab, &raw.path, "cut", 0, "20251008-192431");
+    lab.scan();
+    let length = fs::metadata(&image).unwrap().len();
+    let modified = fs::metadata(&image).unwrap().modified().unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    file.set_len(length / 2).unwrap();
+    file.set_modified(modified).unwrap();
+    drop(file);
+    let _daemon = Daemon::start(&lab);
+    let root = lab.mountpoint().join("cut/latest/disk0");
+    let Ok(entries) = fs::read_dir(&root) else { return };
+    let (mut right, mut failed) = (0, 0);
+    raw.truth(|truth| {
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if name == "lost+found" {
+                continue;
+            }
+            match fs::read(entry.path()) {
+                Ok(bytes) => {
+                    assert!(bytes == fs::read(truth.join(&name)).unwrap(), "{name:?}: wrong bytes");
+                    right += 1;
+                }
+                Err(_) => failed += 1,
+            }
+        }
+    });
+    println!("{right} files right, {failed} with an error");
+}
+
+/// A broken chain does not take the chain below it with it.
+#[test]
+fn a_bad_incremental_leaves_the_full_backup_readable() {
+    let lab = Lab::new();
+    lab.configure("");
+    let raw = RawDisk::ext4(lab.path("work/a.raw"), "64M", &[]);
+    raw.write(|root| fs::write(root.join("file"), "one").unwrap());
+    let base = full(&lab, &raw.path, "vm", 0, "20251008-192431");
+    raw.write(|root| fs::write(root.join("file"), "two").unwrap());
+    let top = incremental(&lab, &raw.path, "vm", 0, "20251009-192431", &base);
+    lab.scan();
+    let _daemon = Daemon::start(&lab);
+    let vm = lab.mountpoint().join("vm");
+    let backups: Vec<PathBuf> = fs::read_dir(&vm)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| !path.ends_with("latest"))
+        .collect();
+    fs::write(&top, b"QFI").unwrap();
+    let read: Vec<_> = backups.iter().map(|b| fs::read_to_string(b.join("disk0/file")).ok()).collect();
+    assert!(read.contains(&Some("one".to_owned())), "{read:?}");
+    assert!(read.contains(&None), "{read:?}");
+}
