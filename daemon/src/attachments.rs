@@ -43,6 +43,10 @@ pub(crate) struct Totals {
     pub(crate) attaches: AtomicU64,
     pub(crate) evictions: AtomicU64,
     pub(crate) failures: AtomicU64,
+    /// Reads of file data on disks that were let go.
+    pub(crate) reads: AtomicU64,
+    /// Their bytes.
+    pub(crate) bytes: AtomicU64,
 }
 
 /// The table of attached disks.
@@ -169,16 +173,14 @@ impl Slots {
         *self.permits.taken.lock()
     }
 
-    /// Lets a disk go.
-    ///
-    /// # Errors
-    /// `NotFound` if it is not attached.
-    pub(crate) fn release(&self, path: &str) -> Result<()> {
-        let wanted = path.trim_matches('/');
-        let seat = self.seats().into_iter().find(|seat| seat.disk.path() == wanted);
-        let seat = seat.ok_or_else(|| Error::NotFound { what: format!("{wanted}: not attached") })?;
+    /// Lets a disk go; false if it is not attached.
+    pub(crate) fn release(&self, id: u64) -> bool {
+        let seat = match self.table.read().get(&id) {
+            Some(Entry::Attached(seat)) => Arc::clone(seat),
+            _ => return false,
+        };
         self.forget(&seat);
-        Ok(())
+        true
     }
 
     /// Lets all go that were not used for the idle time-out, and all whose row
@@ -225,7 +227,10 @@ impl Slots {
         let removed = if same { table.remove(&id) } else { None };
         drop(table);
         if removed.is_some() {
-            self.totals.evictions.fetch_add(1, Ordering::Relaxed);
+            let (totals, usage) = (&self.totals, seat.disk.usage());
+            totals.evictions.fetch_add(1, Ordering::Relaxed);
+            totals.reads.fetch_add(usage.reads.load(Ordering::Relaxed), Ordering::Relaxed);
+            totals.bytes.fetch_add(usage.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 

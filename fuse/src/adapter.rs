@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuser::{
@@ -32,13 +33,15 @@ pub(crate) struct Adapter {
     tree: Arc<Tree>,
     workers: Arc<Workers>,
     xattrs: bool,
+    /// Operations that ended in an error of ours.
+    errors: Arc<AtomicU64>,
     /// The kernel does without `open` and `release` when told so.
     no_open: bool,
 }
 
 impl Adapter {
-    pub(crate) fn new(tree: Arc<Tree>, xattrs: bool) -> Self {
-        Self { tree, workers: Workers::new(), xattrs, no_open: false }
+    pub(crate) fn new(tree: Arc<Tree>, xattrs: bool, errors: Arc<AtomicU64>) -> Self {
+        Self { tree, workers: Workers::new(), xattrs, errors, no_open: false }
     }
 
     /// Answers `reply` with what `work` finds: on this thread if that needs no
@@ -54,12 +57,13 @@ impl Adapter {
         T: 'static,
         R: Send + 'static,
     {
-        if let Some(result) = cache::without_waiting(|| guarded(operation, ino, &self.tree, &work)) {
+        if let Some(result) = cache::without_waiting(|| guarded(operation, ino, &self.tree, &self.errors, &work)) {
             return send(reply, result);
         }
         let tree = Arc::clone(&self.tree);
+        let errors = Arc::clone(&self.errors);
         let lane = Tree::disk_of(ino).unwrap_or(0);
-        self.workers.run(lane, Box::new(move || send(reply, guarded(operation, ino, &tree, &work))));
+        self.workers.run(lane, Box::new(move || send(reply, guarded(operation, ino, &tree, &errors, &work))));
     }
 }
 
@@ -69,25 +73,29 @@ fn guarded<T>(
     operation: &'static str,
     ino: u64,
     tree: &Tree,
+    errors: &AtomicU64,
     work: &impl Fn(&Tree) -> Result<T>,
 ) -> Result<T> {
     let result = catch_unwind(AssertUnwindSafe(|| work(tree))).unwrap_or_else(|_| {
         Err(Error::corrupt(format!("inode {ino}"), "reading it failed unexpectedly".to_owned()))
     });
     if let Err(error) = &result {
-        report(operation, ino, error);
+        report(operation, ino, error, errors);
     }
     result
 }
 
 /// What a user sees as a bare number is a sentence in the log.
-fn report(operation: &'static str, ino: u64, error: &Error) {
+fn report(operation: &'static str, ino: u64, error: &Error, errors: &AtomicU64) {
     match error {
         Error::WouldWait => {}
         Error::NotFound { .. } | Error::NotADirectory { .. } | Error::IsADirectory { .. } => {
             tracing::debug!(operation, ino, %error);
         }
-        _ => tracing::warn!(operation, ino, %error),
+        _ => {
+            errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(operation, ino, %error);
+        }
     }
 }
 
@@ -281,6 +289,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let errors = Arc::clone(&self.errors);
         self.answer(
             "read",
             ino.0,
@@ -293,7 +302,7 @@ impl Filesystem for Adapter {
                         read::recycle(bytes);
                     }
                     Err(error) => {
-                        report("read", ino.0, &error);
+                        report("read", ino.0, &error, &errors);
                         reply.error(convert::errno(&error));
                     }
                 })),

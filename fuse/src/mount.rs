@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
@@ -39,6 +40,7 @@ pub struct MountOptions {
 pub struct Mount {
     mountpoint: PathBuf,
     session: Option<BackgroundSession>,
+    errors: Arc<AtomicU64>,
 }
 
 impl Mount {
@@ -64,11 +66,17 @@ impl Mount {
         config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
         config.n_threads = Some(LOOP_THREADS);
         config.clone_fd = true;
-        let adapter = Adapter::new(tree, options.xattrs);
+        let errors = Arc::default();
+        let adapter = Adapter::new(tree, options.xattrs, Arc::clone(&errors));
         let session = Session::new(adapter, mountpoint, &config).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
         set_read_ahead(mountpoint, options.read_ahead);
-        Ok(Self { mountpoint: mountpoint.clone(), session: Some(session) })
+        Ok(Self { mountpoint: mountpoint.clone(), session: Some(session), errors })
+    }
+
+    /// How many operations have ended in an error of ours, so far.
+    pub fn errors(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.errors)
     }
 
     /// Whether the tree is still served: false once somebody has unmounted it.

@@ -1,0 +1,279 @@
+//! `sendense serve`: mounts the tree and keeps it until told to end.
+//!
+//! Everything that lives as long as the daemon is put together here and taken
+//! apart in the reverse order: instance lock, catalog, slots, tree, mount,
+//! control socket. The main thread then has two jobs: once a second it looks
+//! whether the catalog has changed, and at every sweep it lets idle disks go.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use sendense::catalog::Catalog;
+use sendense::image::{BlockCache, ExportOptions};
+use sendense::tree::{Tree, read};
+use sendense::{Error, Result, sys};
+use sendense_fuse::{Mount, MountOptions};
+
+use crate::attachments::{Limits, Slots};
+use crate::config::Config;
+use crate::control::{
+    AttachedDisk, CacheFigures, ControlHandler, Instance, SlotFigures, Status, Totals,
+};
+use crate::gate;
+use crate::signals::Shutdown;
+
+/// How often the main thread looks at the catalog.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long the end waits for disks that are still being read.
+const LAST_READS: Duration = Duration::from_secs(3);
+
+/// Serves until a signal comes or somebody unmounts the tree.
+///
+/// # Errors
+/// What keeps it from serving, as a sentence that says what to do.
+pub(crate) fn run(config: &Config) -> Result<()> {
+    gate::overlaps(config)?;
+    prepare_mountpoint(config)?;
+    gate::check(config)?;
+    let instance = Instance::claim(&config.runtime_dir, &config.group)?;
+    sendense_fuse::clear_stale(&config.mountpoint)?;
+    let shutdown = Shutdown::install()?;
+    let backups = Backups::open(config)?;
+    let mount = Mount::new(
+        Arc::clone(&backups.tree),
+        &MountOptions {
+            mountpoint: config.mountpoint.clone(),
+            allow_other: config.allows_other(),
+            xattrs: config.xattrs,
+            read_ahead: config.read_ahead,
+        },
+    )?;
+    let handler = Handler {
+        tree: Arc::clone(&backups.tree),
+        slots: Arc::clone(&backups.slots),
+        mountpoint: config.mountpoint.clone(),
+        errors: mount.errors(),
+        started: SystemTime::now(),
+    };
+    let control = instance.serve(Arc::new(handler))?;
+    tracing::info!(mountpoint = %config.mountpoint.display(), "serving");
+
+    let mut version = backups.catalog.version()?;
+    let mut swept = Instant::now();
+    let reason = loop {
+        if let Some(reason) = shutdown.wait_for(TICK.min(config.sweep_interval)) {
+            break reason.to_string();
+        }
+        if !mount.is_served() {
+            break "the tree was unmounted".to_owned();
+        }
+        // A catalog that cannot be read for a moment is asked again.
+        let now = backups.catalog.version().unwrap_or(version);
+        let changed = now != version;
+        version = now;
+        let due = swept.elapsed() >= config.sweep_interval;
+        if due {
+            swept = Instant::now();
+        }
+        if (due || changed) && backups.slots.sweep(changed) > 0 {
+            read::free_spare_buffers();
+            sys::trim_memory();
+        }
+    };
+    tracing::info!(reason, "ending");
+    drop(mount);
+    drop(control);
+    backups.close();
+    Ok(())
+}
+
+/// The mountpoint is made if it is not there; the folder above it, if that is
+/// made too, keeps other users out.
+fn prepare_mountpoint(config: &Config) -> Result<()> {
+    let mountpoint = &config.mountpoint;
+    // What an earlier run left is no folder to look at; it is cleared later.
+    let stale = matches!(fs::metadata(mountpoint), Err(e) if e.raw_os_error() == Some(libc::ENOTCONN));
+    if stale || mountpoint.is_dir() {
+        return Ok(());
+    }
+    let failed = |path: &Path, e| Error::io(format!("making the mountpoint: {}", path.display()), e);
+    if let Some(parent) = mountpoint.parent().filter(|parent| !parent.exists()) {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .create(parent.parent().unwrap_or(parent))
+            .and_then(|()| fs::DirBuilder::new().mode(0o750).create(parent))
+            .map_err(|e| failed(parent, e))?;
+        if let Ok(Some(group)) = nix::unistd::Group::from_name(&config.group) {
+            let _ = nix::unistd::chown(parent, None, Some(group.gid));
+        }
+    }
+    fs::create_dir(mountpoint).map_err(|e| failed(mountpoint, e))
+}
+
+/// The catalog, the slots and the tree over them: what `serve` mounts, and what
+/// `ls`, `cat` and `cp` read without a mount.
+pub(crate) struct Backups {
+    pub(crate) tree: Arc<Tree>,
+    catalog: Arc<Catalog>,
+    slots: Arc<Slots>,
+    sockets: PathBuf,
+}
+
+impl Backups {
+    /// Opens the catalog and makes a folder of this process for sockets.
+    ///
+    /// # Errors
+    /// From the catalog and the host.
+    pub(crate) fn open(config: &Config) -> Result<Self> {
+        let catalog = Arc::new(Catalog::open(&config.catalog_path())?);
+        let sockets = socket_folder(&config.runtime_dir)?;
+        let export = ExportOptions {
+            runtime_dir: sockets.clone(),
+            repositories: config.repositories.clone(),
+            connections: config.connections,
+            request_timeout: config.request_timeout,
+            start_timeout: config.start_timeout,
+        };
+        let limits = Limits {
+            slots: config.slots,
+            idle_timeout: config.idle_timeout,
+            slot_timeout: config.request_timeout.saturating_add(config.start_timeout),
+        };
+        let cache = BlockCache::new(config.cache_size);
+        let slots = Slots::new(Arc::clone(&catalog), cache, export, limits);
+        let tree = Tree::new(Arc::clone(&catalog), Arc::<Slots>::clone(&slots));
+        Ok(Self { tree: Arc::new(tree), catalog, slots, sockets })
+    }
+
+    fn close(&self) {
+        self.slots.release_all();
+        let began = Instant::now();
+        while self.slots.taken() > 0 && began.elapsed() < LAST_READS {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Backups {
+    fn drop(&mut self) {
+        self.close();
+        let _ = fs::remove_dir_all(&self.sockets);
+    }
+}
+
+/// `<runtime_dir>/exports-<pid>`; those of processes that are gone are removed.
+fn socket_folder(runtime_dir: &Path) -> Result<PathBuf> {
+    let failed = |path: &Path, e| Error::io(path.display().to_string(), e);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(runtime_dir)
+        .map_err(|e| failed(runtime_dir, e))?;
+    for entry in fs::read_dir(runtime_dir).map_err(|e| failed(runtime_dir, e))?.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("exports-"));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let folder = runtime_dir.join(format!("exports-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&folder);
+    fs::DirBuilder::new().mode(0o700).create(&folder).map_err(|e| failed(&folder, e))?;
+    Ok(folder)
+}
+
+/// What the control socket answers.
+struct Handler {
+    tree: Arc<Tree>,
+    slots: Arc<Slots>,
+    mountpoint: PathBuf,
+    errors: Arc<AtomicU64>,
+    started: SystemTime,
+}
+
+impl ControlHandler for Handler {
+    fn status(&self) -> Status {
+        let seats = self.slots.seats();
+        let totals = self.slots.totals();
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut attached: Vec<AttachedDisk> = seats
+            .iter()
+            .map(|seat| {
+                let (disk, usage) = (&seat.disk, seat.disk.usage());
+                AttachedDisk {
+                    path: disk.path(),
+                    image: disk.record().path.display().to_string(),
+                    since: seconds(seat.since),
+                    last_used: seconds(self.slots.last_used(seat)),
+                    uses: get(&usage.lookups).saturating_add(get(&usage.reads)),
+                    reads: get(&usage.reads),
+                    bytes_read: get(&usage.bytes),
+                    nbd_requests: disk.export().requests(),
+                    qemu_nbd_pid: disk.export().pid(),
+                    restarts: disk.export().restarts(),
+                    state: "attached".into(),
+                }
+            })
+            .collect();
+        attached.sort_by(|a, b| a.path.cmp(&b.path));
+        let sum = |of: fn(&AttachedDisk) -> u64| attached.iter().map(of).fold(0, u64::saturating_add);
+        let cache = self.slots.cache().figures();
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            started_at: seconds(self.started),
+            mountpoint: self.mountpoint.display().to_string(),
+            slots: SlotFigures {
+                total: self.slots.limits().slots,
+                used: self.slots.taken(),
+                held: 0,
+            },
+            cache: CacheFigures {
+                capacity: cache.capacity,
+                bytes: cache.bytes,
+                blocks: cache.bytes / sendense::image::cache::PAGE,
+                hits: cache.hits,
+                misses: cache.misses,
+            },
+            totals: Totals {
+                attaches: get(&totals.attaches),
+                evictions: get(&totals.evictions),
+                reads: get(&totals.reads).saturating_add(sum(|disk| disk.reads)),
+                bytes: get(&totals.bytes).saturating_add(sum(|disk| disk.bytes_read)),
+                errors: get(&self.errors),
+            },
+            attached,
+            rss: resident(),
+        }
+    }
+
+    fn release(&self, path: &str) -> Result<String> {
+        let node = self.tree.resolve(path.as_bytes())?;
+        let disk = Tree::disk_of(node.attr.ino).ok_or_else(|| {
+            Error::Invalid(format!("{path}: not a disk; give <vm>/<backup>/disk<N>"))
+        })?;
+        if self.slots.release(disk) {
+            Ok(format!("{path}: released"))
+        } else {
+            Err(Error::not_found(format!("{path}: not attached")))
+        }
+    }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Resident memory of this process in bytes (`/proc/self/statm`, in pages).
+fn resident() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
+    pages.saturating_mul(u64::try_from(page).unwrap_or(4096))
+}
