@@ -14,18 +14,19 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// More output than this (a chain of thousands of images) is not read.
 const MAX_OUTPUT: usize = 32 << 20;
 
-/// Runs `qemu-img` with these arguments, the image last, and returns its output.
+/// Runs `qemu-img` in `folder` with these arguments, the image last, and returns
+/// its output.
 ///
 /// # Errors
 /// `Qemu` with what the program said, `TimedOut`.
-pub(crate) fn run(arguments: &[&str], image: &Path) -> Result<Vec<u8>> {
+pub(crate) fn run(arguments: &[&str], image: &Path, folder: &Path) -> Result<Vec<u8>> {
     let failed = |reason: String| Error::Qemu {
         program: "qemu-img",
         path: image.to_owned(),
         reason,
     };
     let mut command = Command::new("qemu-img");
-    command.args(arguments).arg(image);
+    command.args(arguments).arg(image).current_dir(folder);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -162,6 +162,16 @@ fn walk(image: &Path, format: &str, repositories: &[PathBuf]) -> Result<Chain> {
                     None => None,
                     Some(data) => {
                         let used_by = format!("data file of {}", named.display());
+                        // QEMU takes this name as relative to its working folder, which
+                        // for us is the top image's (see `agree`).
+                        if data.is_relative() && image.parent() != named.parent() {
+                            return Err(Error::Unsupported {
+                                what: format!("“{}” ({used_by})", data.display()),
+                                reason: "a relative name of a data file is read only where the \
+                                         image lies in the folder of the chain's first image"
+                                    .into(),
+                            });
+                        }
                         let data = folder.join(plain(data, &used_by)?);
                         let (data, identity) = admit(&data, &used_by, &repositories)?;
                         header::open(&data, &used_by)?;
@@ -283,7 +293,8 @@ fn agree(image: &Path, chain: &Chain) -> Result<()> {
         "--backing-chain",
         "--output=json",
     ];
-    let answer = qemu_img::run(&arguments, image)?;
+    let folder = image.parent().unwrap_or(Path::new("/"));
+    let answer = qemu_img::run(&arguments, image, folder)?;
     let infos: Vec<Info> = serde_json::from_slice(&answer).map_err(|e| Error::Qemu {
         program: "qemu-img",
         path: image.to_owned(),
@@ -293,8 +304,9 @@ fn agree(image: &Path, chain: &Chain) -> Result<()> {
         && infos.iter().zip(&chain.images).all(|(info, ours)| {
             let specific = info.format_specific.as_ref();
             let data = specific.and_then(|s| s.data.data_file.as_ref());
-            let data = data.map(|d| info.filename.parent().unwrap_or(Path::new("/")).join(d));
-            let data = data.map(|d| d.canonicalize().unwrap_or(d));
+            let data = data
+                .map(|d| folder.join(d))
+                .map(|d| d.canonicalize().unwrap_or(d));
             info.filename
                 .canonicalize()
                 .is_ok_and(|path| path == ours.path)

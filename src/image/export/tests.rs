@@ -54,8 +54,8 @@ impl Place {
     fn write(&self, image: &Path, commands: &[&str]) {
         let mut command = Command::new("qemu-io");
         command.args(["-f", "qcow2"]);
-        commands.iter().for_each(|c| drop(command.args(["-c", c])));
-        run(command.arg(image));
+        command.args(commands.iter().flat_map(|c| ["-c", c]));
+        run(command.arg(image).current_dir(self.dir.path().join("repo")));
     }
 
     /// What `qemu-img convert` makes of an image.
@@ -64,7 +64,8 @@ impl Place {
         run(Command::new("qemu-img")
             .args(["convert", "-f", "qcow2", "-O", "raw"])
             .arg(image)
-            .arg(&out));
+            .arg(&out)
+            .current_dir(self.dir.path().join("repo")));
         std::fs::read(out).unwrap()
     }
 
@@ -579,7 +580,7 @@ fn dropping_answers_everything() {
     let tally = Arc::new(Tally::default());
     let export = place
         .nbdkit(
-            &["--filter=delay", "pattern", "100M", "rdelay=10s"],
+            &["--filter=delay", "pattern", "100M", "rdelay=10"],
             &place.options(),
         )
         .unwrap();
