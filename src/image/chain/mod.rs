@@ -1,0 +1,328 @@
+//! Checks, before any process starts, that an image and all that it depends on
+//! are whole and lie inside the repositories.
+//!
+//! The idea: an image's header names files, and whoever wrote the image chose
+//! the names. So we read the headers ourselves first, and only when every file
+//! named is one that may be opened does a qemu program open any. Then `qemu-img`
+//! is asked for its view of the chain, and both must agree: a difference would
+//! mean that we check something other than what qemu opens.
+
+#![deny(clippy::arithmetic_side_effects)]
+
+mod header;
+
+pub use header::Header;
+
+use crate::error::{Error, Result};
+use crate::image::qemu_img;
+use lru::LruCache;
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::fs::Metadata;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+/// Longest chain. QEMU itself opens no more than some hundreds.
+const MAX_DEPTH: usize = 1000;
+/// How many checked chains are remembered.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+/// An image and all that it depends on, top first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Chain {
+    /// The images; each one's backing file is the next.
+    pub images: Vec<ChainImage>,
+}
+
+/// One image of a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainImage {
+    /// The file, all symlinks resolved.
+    pub path: PathBuf,
+    /// `qcow2` or `raw`.
+    pub format: String,
+    /// The external data file, all symlinks resolved.
+    pub data_file: Option<PathBuf>,
+    /// Size of the disk in bytes.
+    pub virtual_size: u64,
+    identities: Vec<Identity>,
+}
+
+/// What tells that a file is still the one that was checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for Identity {
+    fn from(meta: &Metadata) -> Self {
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}
+
+impl ChainImage {
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.path).chain(&self.data_file)
+    }
+}
+
+impl Chain {
+    /// Looks whether all files are still those that were checked. Called when a
+    /// process has opened them, this closes the gap between check and use.
+    ///
+    /// # Errors
+    /// `ImageInvalid` for the first that is not.
+    pub fn verify_unchanged(&self) -> Result<()> {
+        for image in &self.images {
+            for (file, checked) in image.files().zip(&image.identities) {
+                let now = file.symlink_metadata().map(|m| Identity::from(&m)).ok();
+                if now != Some(*checked) {
+                    return Err(Error::image(
+                        file,
+                        "the file was changed while it was opened",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks the image at `image`, of format `qcow2` or `raw`, and everything it
+/// depends on. Costs reading the headers; a run of `qemu-img` (some 7 ms) comes
+/// on top the first time, and when a file has changed since.
+///
+/// # Errors
+/// `ImageMissing`, `ImageOutside`, `ImageInvalid`, `Unsupported`, `Io`: each names
+/// the file and what needs it. `Qemu`, `TimedOut`.
+pub fn check(image: &Path, format: &str, repositories: &[PathBuf]) -> Result<Chain> {
+    static CHECKED: LazyLock<Mutex<LruCache<PathBuf, Chain>>> =
+        LazyLock::new(|| Mutex::new(LruCache::new(REMEMBERED)));
+    let image =
+        &std::path::absolute(image).map_err(|e| Error::io(image.display().to_string(), e))?;
+    let chain = walk(image, format, repositories)?;
+    if format == "qcow2" && CHECKED.lock().get(image) != Some(&chain) {
+        agree(image, &chain)?;
+        CHECKED.lock().put(image.clone(), chain.clone());
+    }
+    Ok(chain)
+}
+
+/// Our own reading of the chain.
+fn walk(image: &Path, format: &str, repositories: &[PathBuf]) -> Result<Chain> {
+    // One that is not there (yet) holds no images.
+    let repositories: Vec<_> = repositories
+        .iter()
+        .filter_map(|r| r.canonicalize().ok())
+        .collect();
+    let mut chain = Chain::default();
+    let mut seen = HashSet::new();
+    let mut next = Some((
+        image.to_owned(),
+        format.to_owned(),
+        String::from("the image itself"),
+    ));
+    while let Some((named, format, used_by)) = next.take() {
+        if chain.images.len() >= MAX_DEPTH {
+            let reason = format!("its chain of backing files is longer than {MAX_DEPTH} images");
+            return Err(Error::image(image, reason));
+        }
+        let (path, identity) = admit(&named, &used_by, &repositories)?;
+        if !seen.insert(path.clone()) {
+            let reason = if chain.images.len() == 1 {
+                "the image is its own backing file".to_owned()
+            } else {
+                format!("the chain of backing files is a loop ({used_by})")
+            };
+            return Err(Error::image(&path, reason));
+        }
+        let mut identities = vec![identity];
+        let (file, len) = header::open(&path, &used_by)?;
+        let (virtual_size, data_file) = match format.as_str() {
+            "raw" => (len, None),
+            "qcow2" => {
+                let header = Header::read_from(&file, len, &path)?;
+                // QEMU takes names as relative to the folder under whose name it
+                // opened the image, not to the one where a symlink leads.
+                let folder = named.parent().unwrap_or(Path::new("/"));
+                let data = match &header.data_file {
+                    None => None,
+                    Some(data) => {
+                        let used_by = format!("data file of {}", named.display());
+                        // QEMU takes this name as relative to its working folder, which
+                        // for us is the top image's (see `agree`).
+                        if data.is_relative() && image.parent() != named.parent() {
+                            return Err(Error::Unsupported {
+                                what: format!("“{}” ({used_by})", data.display()),
+                                reason: "a relative name of a data file is read only where the \
+                                         image lies in the folder of the chain's first image"
+                                    .into(),
+                            });
+                        }
+                        let data = folder.join(plain(data, &used_by)?);
+                        let (data, identity) = admit(&data, &used_by, &repositories)?;
+                        header::open(&data, &used_by)?;
+                        if !seen.insert(data.clone()) {
+                            let reason = format!("an image cannot also be the {used_by}");
+                            return Err(Error::image(&data, reason));
+                        }
+                        identities.push(identity);
+                        Some(data)
+                    }
+                };
+                if let Some(backing) = &header.backing_file {
+                    let used_by = format!("backing file of {}", named.display());
+                    let backing = folder.join(plain(backing, &used_by)?);
+                    // Without a word in the header it must be qcow2, by its magic;
+                    // nothing is ever taken for raw by guessing.
+                    let format = header
+                        .backing_format
+                        .clone()
+                        .unwrap_or_else(|| "qcow2".into());
+                    next = Some((backing, format, used_by));
+                }
+                (header.virtual_size, data)
+            }
+            other => {
+                return Err(Error::Unsupported {
+                    what: format!("{} ({used_by})", path.display()),
+                    reason: format!("images of format “{other}” are not read"),
+                });
+            }
+        };
+        chain.images.push(ChainImage {
+            path,
+            format,
+            data_file,
+            virtual_size,
+            identities,
+        });
+    }
+    Ok(chain)
+}
+
+/// A name from a header must be a plain path: qemu would take `json:{…}`,
+/// `nbd://…` and the like for something else.
+fn plain<'a>(name: &'a Path, used_by: &str) -> Result<&'a Path> {
+    let bytes = name.as_os_str().as_bytes();
+    let before_slash = bytes.split(|&b| b == b'/').next().unwrap_or_default();
+    if before_slash.contains(&b':') {
+        return Err(Error::Unsupported {
+            what: format!("“{}” ({used_by})", name.display()),
+            reason: "the name is not a plain path but has a protocol; refused".into(),
+        });
+    }
+    if bytes.is_empty() || bytes.contains(&0) {
+        return Err(Error::Unsupported {
+            what: format!("“{}” ({used_by})", name.display()),
+            reason: "the name is not a path".into(),
+        });
+    }
+    Ok(name)
+}
+
+/// Resolves a path and lets it pass if it is a regular file in a repository.
+fn admit(named: &Path, used_by: &str, repositories: &[PathBuf]) -> Result<(PathBuf, Identity)> {
+    let outside = |path: &Path| Error::ImageOutside {
+        path: path.to_owned(),
+        used_by: used_by.to_owned(),
+    };
+    let path = named.canonicalize().map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::ImageMissing {
+            path: named.to_owned(),
+            used_by: used_by.to_owned(),
+        },
+        _ => Error::io(format!("{} ({used_by})", named.display()), e),
+    })?;
+    if !repositories.iter().any(|r| path.starts_with(r)) {
+        return Err(outside(&path));
+    }
+    let meta = path
+        .symlink_metadata()
+        .map_err(|e| Error::io(path.display().to_string(), e))?;
+    if !meta.is_file() {
+        return Err(Error::image(
+            &path,
+            format!("not a regular file ({used_by})"),
+        ));
+    }
+    Ok((path, Identity::from(&meta)))
+}
+
+/// The part of `qemu-img info` that says which files there are.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Info {
+    filename: PathBuf,
+    format: String,
+    virtual_size: u64,
+    format_specific: Option<FormatSpecific>,
+}
+
+#[derive(serde::Deserialize)]
+struct FormatSpecific {
+    data: Specific,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Specific {
+    data_file: Option<PathBuf>,
+}
+
+/// Asks qemu for its view of the chain.
+fn agree(image: &Path, chain: &Chain) -> Result<()> {
+    let arguments = [
+        "info",
+        "-U",
+        "-f",
+        "qcow2",
+        "--backing-chain",
+        "--output=json",
+    ];
+    let folder = image.parent().unwrap_or(Path::new("/"));
+    let answer = qemu_img::run(&arguments, image, folder)?;
+    let infos: Vec<Info> = serde_json::from_slice(&answer).map_err(|e| Error::Qemu {
+        program: "qemu-img",
+        path: image.to_owned(),
+        reason: format!("its answer is not understood: {e}"),
+    })?;
+    let same = infos.len() == chain.images.len()
+        && infos.iter().zip(&chain.images).all(|(info, ours)| {
+            let specific = info.format_specific.as_ref();
+            let data = specific.and_then(|s| s.data.data_file.as_ref());
+            let data = data
+                .map(|d| folder.join(d))
+                .map(|d| d.canonicalize().unwrap_or(d));
+            info.filename
+                .canonicalize()
+                .is_ok_and(|path| path == ours.path)
+                && info.format == ours.format
+                && info.virtual_size == ours.virtual_size
+                && data == ours.data_file
+        });
+    if same {
+        Ok(())
+    } else {
+        Err(Error::image(
+            image,
+            "qemu-img sees another chain of backing files than its headers tell",
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests;
