@@ -1,0 +1,719 @@
+//! Finding the images of a repository and bringing the catalog in line.
+//!
+//! The repository is walked and images that are new or not settled are examined
+//! first, with no lock held; then one transaction compares with the rows as
+//! they are and writes only what differs. So a second scan writes nothing.
+
+use super::Catalog;
+use super::header::{self, Header};
+use super::relations;
+use super::repository::{self, RepositoryKind};
+use super::shapes::rfc3339;
+use super::walk::{Found, Identity, Sighting, Walk, look};
+use crate::error::Result;
+use jiff::tz::TimeZone;
+use rusqlite::{Connection, OptionalExtension};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// Disks whose stamps lie at most so many seconds after the first one's are of
+/// one run.
+const RUN_SECONDS: i64 = 60;
+
+/// How a repository is scanned.
+#[derive(Debug, Clone)]
+pub struct ScanOptions {
+    /// The repository's kind; found by `statfs` where not given.
+    pub kind: Option<RepositoryKind>,
+    /// The zone in which the stamps of image names are local time.
+    pub time_zone: TimeZone,
+}
+
+impl Default for ScanOptions {
+    fn default() -> Self {
+        Self { kind: None, time_zone: TimeZone::system() }
+    }
+}
+
+/// What a scan meets, for progress and messages.
+#[derive(Debug, Clone, Copy)]
+pub enum ScanEvent<'a> {
+    /// So many images have been found so far.
+    Found(usize),
+    /// So many of the images that had to be opened have been.
+    Examined {
+        /// Done so far.
+        done: usize,
+        /// All that have to be.
+        of: usize,
+    },
+    /// A file that is not of the layout.
+    Unknown(&'a Path),
+    /// A symbolic link out of the repository; not followed.
+    Outside {
+        /// The link.
+        path: &'a Path,
+        /// Where it leads.
+        target: &'a Path,
+    },
+    /// A folder or file of which nothing can be learnt; what the catalog says of
+    /// it stays.
+    Unreadable {
+        /// The folder or file.
+        path: &'a Path,
+        /// Why not.
+        reason: &'a str,
+    },
+    /// An image that is half-written or broken.
+    Failed {
+        /// The image.
+        path: &'a Path,
+        /// What is wrong with it.
+        reason: &'a str,
+    },
+}
+
+/// What a scan found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ScanSummary {
+    /// Images that are there: the sum of the next four.
+    pub found: u64,
+    /// Not in the catalog before.
+    pub new: u64,
+    /// As last seen.
+    pub unchanged: u64,
+    /// Their content may have changed: they have new ids.
+    pub changed: u64,
+    /// Were gone, and are back unchanged.
+    pub returned: u64,
+    /// Not there any more.
+    pub gone: u64,
+    /// Of those found: half-written or broken.
+    pub failed: u64,
+    /// Of those found: being written.
+    pub in_progress: u64,
+    /// Files that are not of the layout.
+    pub unknown: u64,
+    /// Symbolic links that lead out of the repository; not followed.
+    pub outside: u64,
+    /// Folders and files of which nothing could be learnt.
+    pub unreadable: u64,
+}
+
+/// What a row says of its image.
+#[derive(Debug, Clone, PartialEq)]
+struct State {
+    status: String,
+    error: Option<String>,
+    virtual_size: Option<i64>,
+    backing: Option<String>,
+    identity: Option<Identity>,
+}
+
+/// A row of `backup_disks`.
+#[derive(Debug, Clone)]
+struct Row {
+    id: i64,
+    job: String,
+    disk_index: u32,
+    format: String,
+    /// Whether the backup was recorded by a scan, not by the hub.
+    by_scan: bool,
+    state: State,
+}
+
+/// What an examined image is.
+type Examined = std::result::Result<Header, String>;
+
+/// What is to be done about an image.
+enum Step<'a> {
+    Nothing,
+    /// The row is not settled: look again.
+    Settle(&'a Row),
+    /// Gone before, back unchanged.
+    Return(&'a Row),
+    /// Another file than this row's.
+    Replace(&'a Row),
+    /// Nothing is known of it.
+    New,
+}
+
+impl Catalog {
+    /// Finds the images of a repository, which is recorded by that.
+    ///
+    /// # Errors
+    /// The repository cannot be read; [`crate::Error::Catalog`]. What is wrong
+    /// with single images or folders is no error but an event.
+    pub fn scan(
+        &self,
+        repository: &Path,
+        options: &ScanOptions,
+        events: &mut dyn FnMut(ScanEvent<'_>),
+    ) -> Result<ScanSummary> {
+        let root = repository::canonical_directory(repository)?;
+        // An unreadable repository is an error, not one whose images are gone.
+        std::fs::read_dir(&root).map_err(|e| crate::Error::io(root.clone(), e))?;
+        let mut walk = Walk::new(Path::new(&root), events);
+        let mut found = std::mem::take(&mut walk.found);
+        let unreadable = std::mem::take(&mut walk.unreadable);
+        let summary = ScanSummary {
+            unknown: walk.unknown,
+            outside: walk.outside,
+            unreadable: unreadable.len() as u64,
+            ..ScanSummary::default()
+        };
+        found.sort_by(|a, b| {
+            let key = |f: &'_ Found| (f.name.taken, f.name.disk_index);
+            a.context.cmp(&b.context).then(key(a).cmp(&key(b))).then(a.path.cmp(&b.path))
+        });
+
+        let known = self.read(|connection| rows_below(connection, &root))?;
+        let unsettled: Vec<(&Found, &str)> = found
+            .iter()
+            .filter_map(|image| {
+                let rows = known.get(&image.path).map_or(&[][..], Vec::as_slice);
+                let step = step(rows, image.sighting.identity);
+                let format = rows.last().map_or("qcow2", |row| &row.format);
+                (!matches!(step, Step::Nothing)).then_some((image, format))
+            })
+            .collect();
+        let mut examined = HashMap::new();
+        for (done, (image, format)) in unsettled.iter().enumerate() {
+            examined.insert(image.path.clone(), examine(&image.sighting.real, format));
+            events(ScanEvent::Examined { done: done.saturating_add(1), of: unsettled.len() });
+        }
+
+        self.write(|connection| {
+            Scan {
+                connection,
+                root: Path::new(&root),
+                repository: repository::record(connection, &root, options.kind)?,
+                time_zone: &options.time_zone,
+                examined,
+                touched: BTreeSet::new(),
+                summary,
+                events,
+            }
+            .run(&found, &unreadable)
+        })
+    }
+}
+
+/// Reads what an image says of itself, in the format given.
+pub(super) fn examine(path: &Path, format: &str) -> Examined {
+    match format {
+        "raw" => header::read_raw(path),
+        _ => header::read_qcow2(path),
+    }
+}
+
+/// The rows of all images below a directory, oldest first.
+fn rows_below(connection: &Connection, root: &str) -> Result<BTreeMap<String, Vec<Row>>> {
+    let root = root.trim_end_matches('/');
+    let mut statement = connection.prepare_cached(
+        "SELECT d.id, d.backup_job_id, d.disk_index, d.format, j.recorded_by = 'scan', d.status,
+                d.error_message, d.virtual_size, d.backing_path, d.file_inode, d.file_size,
+                d.file_mtime_ns, d.qcow2_path
+         FROM backup_disks d JOIN backup_jobs j ON j.id = d.backup_job_id
+         WHERE d.qcow2_path > ?1 || '/' AND d.qcow2_path < ?1 || '0' ORDER BY d.id",
+    )?;
+    let mut found: BTreeMap<String, Vec<Row>> = BTreeMap::new();
+    let mut rows = statement.query([root])?;
+    while let Some(row) = rows.next()? {
+        let identity = match (row.get(9)?, row.get(10)?, row.get(11)?) {
+            (Some(inode), Some(size), Some(mtime_ns)) => Some(Identity { inode, size, mtime_ns }),
+            _ => None,
+        };
+        let state = State {
+            status: row.get(5)?,
+            error: row.get(6)?,
+            virtual_size: row.get(7)?,
+            backing: row.get(8)?,
+            identity,
+        };
+        found.entry(row.get(12)?).or_default().push(Row {
+            id: row.get(0)?,
+            job: row.get(1)?,
+            disk_index: row.get(2)?,
+            format: row.get(3)?,
+            by_scan: row.get(4)?,
+            state,
+        });
+    }
+    Ok(found)
+}
+
+fn live(rows: &[Row]) -> Option<&Row> {
+    rows.iter().find(|row| row.state.status != "missing")
+}
+
+fn step(rows: &[Row], identity: Identity) -> Step<'_> {
+    let known = |row: &&Row| row.state.identity == Some(identity);
+    match live(rows) {
+        Some(row) if known(&row) && row.state.status == "completed" => Step::Nothing,
+        Some(row) if known(&row) || row.state.identity.is_none() => Step::Settle(row),
+        _ => match (rows.iter().rev().find(known), rows.last()) {
+            (Some(row), _) => Step::Return(row),
+            (None, Some(row)) => Step::Replace(live(rows).unwrap_or(row)),
+            (None, None) => Step::New,
+        },
+    }
+}
+
+/// The state of an image that was examined. The backing file's name is made
+/// absolute; a name that is no path (`nbd://…`) is kept as it is.
+pub(super) fn describe(
+    examined: &Examined,
+    real: &Path,
+) -> (&'static str, Option<String>, Option<i64>, Option<String>) {
+    match examined {
+        Err(reason) => ("failed", Some(reason.clone()), None, None),
+        Ok(header) => {
+            let status = if header.being_written { "in_progress" } else { "completed" };
+            let backing = header.backing.as_ref().map(|name| absolute(name, real));
+            (status, None, i64::try_from(header.virtual_size).ok(), backing)
+        }
+    }
+}
+
+fn absolute(backing: &str, image: &Path) -> String {
+    // QEMU: a colon before the first slash makes it a protocol, not a path.
+    let before_slash = backing.split('/').next().unwrap_or_default();
+    let (backing, is_path) = match backing.strip_prefix("file:") {
+        Some(path) => (path, true),
+        None => (backing, !before_slash.contains(':')),
+    };
+    if !is_path {
+        return backing.to_owned();
+    }
+    let joined = image.parent().unwrap_or(Path::new("/")).join(backing);
+    let found = joined.canonicalize().unwrap_or_else(|_| {
+        // Gone: at least without `..`, as the catalog may still know it.
+        let mut plain = PathBuf::new();
+        for part in joined.components() {
+            match part {
+                std::path::Component::ParentDir => {
+                    plain.pop();
+                }
+                other => plain.push(other),
+            }
+        }
+        plain
+    });
+    found.to_string_lossy().into_owned()
+}
+
+/// One scan inside its transaction.
+struct Scan<'a> {
+    connection: &'a Connection,
+    root: &'a Path,
+    repository: i64,
+    time_zone: &'a TimeZone,
+    examined: HashMap<String, Examined>,
+    /// The backups whose disks changed.
+    touched: BTreeSet<String>,
+    summary: ScanSummary,
+    events: &'a mut dyn FnMut(ScanEvent<'_>),
+}
+
+/// The runs of a context: first stamp and backup id, and the disks they have.
+type Runs = BTreeMap<(i64, String), HashSet<u32>>;
+
+impl Scan<'_> {
+    fn run(mut self, found: &[Found], unreadable: &[PathBuf]) -> Result<ScanSummary> {
+        let root = self.root.to_string_lossy().into_owned();
+        let mut known = rows_below(self.connection, &root)?;
+        let mut fresh = Vec::new();
+        // What is gone leaves its place first: a file may have moved.
+        let mut here = Vec::with_capacity(found.len());
+        for image in found {
+            here.push((image, known.remove(&image.path).unwrap_or_default()));
+        }
+        let mut elsewhere = Vec::new();
+        for (path, rows) in known {
+            if unreadable.iter().any(|folder| Path::new(&path).starts_with(folder)) {
+                continue;
+            }
+            match look(self.root, Path::new(&path)) {
+                Ok(Some(sighting)) => elsewhere.push((path, sighting, rows)),
+                Ok(None) => {
+                    if let Some(row) = live(&rows) {
+                        self.summary.gone = self.summary.gone.saturating_add(1);
+                        self.retire(row)?;
+                    }
+                }
+                Err(e) => {
+                    self.summary.unreadable = self.summary.unreadable.saturating_add(1);
+                    (self.events)(ScanEvent::Unreadable {
+                        path: Path::new(&path),
+                        reason: &e.to_string(),
+                    });
+                }
+            }
+        }
+        for (image, rows) in here {
+            if !self.reconcile(&image.path, &image.sighting, &rows)? {
+                fresh.push(image);
+            }
+        }
+        for (path, sighting, rows) in elsewhere {
+            if !self.reconcile(&path, &sighting, &rows)? {
+                let reason = "another image has taken its place in the backup; add it again";
+                (self.events)(ScanEvent::Unreadable { path: Path::new(&path), reason });
+            }
+        }
+        self.record(&fresh)?;
+        if !self.touched.is_empty() {
+            for job in std::mem::take(&mut self.touched) {
+                settle_backup(self.connection, &job)?;
+            }
+            relations::rebuild(self.connection)?;
+        }
+        Ok(self.summary)
+    }
+
+    fn examined(&mut self, path: &str, real: &Path, format: &str) -> Examined {
+        self.examined.remove(path).unwrap_or_else(|| examine(real, format))
+    }
+
+    /// Brings the rows of an image that is there in line; `false` where it needs
+    /// a backup to belong to first.
+    fn reconcile(&mut self, path: &str, sighting: &Sighting, rows: &[Row]) -> Result<bool> {
+        let format = rows.last().map_or("qcow2", |row| &row.format);
+        let step = step(rows, sighting.identity);
+        let row = match step {
+            Step::New => return Ok(false),
+            Step::Nothing => {
+                self.summary.unchanged = self.summary.unchanged.saturating_add(1);
+                self.summary.found = self.summary.found.saturating_add(1);
+                return Ok(true);
+            }
+            Step::Settle(row) | Step::Return(row) | Step::Replace(row) => row,
+        };
+        let settles = matches!(step, Step::Settle(_));
+        if !settles {
+            if let Some(other) = live(rows) {
+                self.retire(other)?;
+            }
+            if !self.is_free(&row.job, row.disk_index)? {
+                return Ok(false);
+            }
+        }
+        let examined = self.examined(path, &sighting.real, format);
+        let state = self.state(path, sighting, &examined);
+        let count = match step {
+            Step::Return(_) => {
+                self.update(row, &state)?;
+                &mut self.summary.returned
+            }
+            Step::Replace(_) => {
+                insert(self.connection, &row.job, row.disk_index, path, format, &state)?;
+                self.touched.insert(row.job.clone());
+                &mut self.summary.changed
+            }
+            _ => {
+                self.settle(row, state, examined.is_err())?;
+                &mut self.summary.unchanged
+            }
+        };
+        *count = count.saturating_add(1);
+        self.summary.found = self.summary.found.saturating_add(1);
+        Ok(true)
+    }
+
+    /// Takes over what another look at an image whose row is not settled told.
+    fn settle(&mut self, row: &Row, mut state: State, broken: bool) -> Result<()> {
+        if !row.by_scan {
+            // The hub's word on an image stands while it is the one it spoke of.
+            if broken {
+                return Ok(());
+            }
+            state.status.clone_from(&row.state.status);
+            state.error.clone_from(&row.state.error);
+        }
+        if state != row.state {
+            self.update(row, &state)?;
+        }
+        Ok(())
+    }
+
+    /// The state that a row of an examined image has; counts and reports it.
+    fn state(&mut self, path: &str, sighting: &Sighting, examined: &Examined) -> State {
+        let (status, error, virtual_size, backing) = describe(examined, &sighting.real);
+        match status {
+            "failed" => self.summary.failed = self.summary.failed.saturating_add(1),
+            "in_progress" => self.summary.in_progress = self.summary.in_progress.saturating_add(1),
+            _ => {}
+        }
+        if let Some(reason) = &error {
+            (self.events)(ScanEvent::Failed { path: Path::new(path), reason });
+        }
+        State {
+            status: status.to_owned(),
+            error,
+            virtual_size,
+            backing,
+            identity: Some(sighting.identity),
+        }
+    }
+
+    fn is_free(&self, job: &str, disk_index: u32) -> Result<bool> {
+        let taken = self
+            .connection
+            .prepare_cached(
+                "SELECT 1 FROM backup_disks
+                 WHERE backup_job_id = ?1 AND disk_index = ?2 AND status <> 'missing'",
+            )?
+            .exists((job, disk_index))?;
+        Ok(!taken)
+    }
+
+    /// Takes a row out of the tree. One whose content was never complete has
+    /// nothing that could return.
+    fn retire(&mut self, row: &Row) -> Result<()> {
+        let sql = if row.state.status == "completed" || !row.by_scan {
+            "UPDATE backup_disks SET status = 'missing' WHERE id = ?1"
+        } else {
+            "DELETE FROM backup_disks WHERE id = ?1"
+        };
+        self.connection.prepare_cached(sql)?.execute([row.id])?;
+        self.touched.insert(row.job.clone());
+        Ok(())
+    }
+
+    fn update(&mut self, row: &Row, state: &State) -> Result<()> {
+        let identity = state.identity;
+        self.connection
+            .prepare_cached(
+                "UPDATE backup_disks SET status = ?2, error_message = ?3, virtual_size = ?4,
+                     backing_path = ?5, file_inode = ?6, file_size = ?7, file_mtime_ns = ?8,
+                     size_gb = coalesce(size_gb, ?9) WHERE id = ?1",
+            )?
+            .execute((
+                row.id,
+                &state.status,
+                &state.error,
+                state.virtual_size,
+                &state.backing,
+                identity.map(|i| i.inode),
+                identity.map(|i| i.size),
+                identity.map(|i| i.mtime_ns),
+                state.virtual_size.map(gigabytes),
+            ))?;
+        self.touched.insert(row.job.clone());
+        Ok(())
+    }
+
+    /// Gives images of which nothing is known, sorted by context and stamp, to
+    /// backups.
+    fn record(&mut self, fresh: &[&Found]) -> Result<()> {
+        for images in fresh.chunk_by(|a, b| a.context == b.context) {
+            let Some((first, newest)) = images.first().zip(images.last()) else { continue };
+            let Some(time) = first.name.seconds(self.time_zone) else { continue };
+            let context = context(
+                self.connection,
+                self.repository,
+                &first.context,
+                &newest.name.vm,
+                time,
+            )?;
+            let mut runs = runs(self.connection, &context)?;
+            for image in images {
+                let Some(time) = image.name.seconds(self.time_zone) else { continue };
+                let disk_index = image.name.disk_index;
+                let near = (time.saturating_sub(RUN_SECONDS), String::new())
+                    ..(time.saturating_add(RUN_SECONDS).saturating_add(1), String::new());
+                let run = runs
+                    .range_mut(near)
+                    .filter(|(_, disks)| !disks.contains(&disk_index))
+                    .min_by_key(|((first, _), _)| first.abs_diff(time));
+                let job = match run {
+                    Some(((_, job), disks)) => {
+                        disks.insert(disk_index);
+                        job.clone()
+                    }
+                    None => {
+                        let job = free_backup_id(self.connection, &image.name.vm, time)?;
+                        insert_backup(self.connection, &job, &context, time)?;
+                        runs.insert((time, job.clone()), HashSet::from([disk_index]));
+                        job
+                    }
+                };
+                let examined = self.examined(&image.path, &image.sighting.real, "qcow2");
+                let state = self.state(&image.path, &image.sighting, &examined);
+                insert(self.connection, &job, disk_index, &image.path, "qcow2", &state)?;
+                self.touched.insert(job);
+                self.summary.new = self.summary.new.saturating_add(1);
+                self.summary.found = self.summary.found.saturating_add(1);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes as the API's gigabytes (2^30).
+pub(super) fn gigabytes(bytes: i64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+fn insert(
+    connection: &Connection,
+    job: &str,
+    disk_index: u32,
+    path: &str,
+    format: &str,
+    state: &State,
+) -> Result<()> {
+    let identity = state.identity;
+    connection
+        .prepare_cached(
+            "INSERT INTO backup_disks (backup_job_id, disk_index, qcow2_path, format, status,
+                 error_message, virtual_size, size_gb, backing_path, file_inode, file_size,
+                 file_mtime_ns)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+        )?
+        .execute((
+            job,
+            disk_index,
+            path,
+            format,
+            &state.status,
+            &state.error,
+            state.virtual_size,
+            state.virtual_size.map(gigabytes),
+            &state.backing,
+            identity.map(|i| i.inode),
+            identity.map(|i| i.size),
+            identity.map(|i| i.mtime_ns),
+        ))?;
+    Ok(())
+}
+
+/// Records an image that was examined and is in order.
+pub(super) fn insert_examined(
+    connection: &Connection,
+    job: &str,
+    disk_index: u32,
+    path: &str,
+    format: &str,
+    (examined, identity): (&Examined, Identity),
+) -> Result<()> {
+    let (status, error, virtual_size, backing) = describe(examined, Path::new(path));
+    let state =
+        State { status: status.into(), error, virtual_size, backing, identity: Some(identity) };
+    insert(connection, job, disk_index, path, format, &state)
+}
+
+/// Records a backup that a scan, or the administrator, has found.
+pub(super) fn insert_backup(
+    connection: &Connection,
+    id: &str,
+    context: &str,
+    time: i64,
+) -> Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO backup_jobs (id, vm_backup_context_id, backup_type, status, recorded_by,
+                 created_at) VALUES (?1, ?2, 'full', 'in_progress', 'scan', ?3)",
+        )?
+        .execute((id, context, rfc3339(time)?))?;
+    Ok(())
+}
+
+/// `backup-<vm>-<seconds>`, with a number behind it where that is taken.
+pub(super) fn free_backup_id(connection: &Connection, vm: &str, time: i64) -> Result<String> {
+    let plain = format!("backup-{vm}-{time}");
+    let mut taken = connection.prepare_cached("SELECT 1 FROM backup_jobs WHERE id = ?1")?;
+    let mut id = plain.clone();
+    let mut number: u64 = 1;
+    while taken.exists([&id])? {
+        number = number.saturating_add(1);
+        id = format!("{plain}-{number}");
+    }
+    Ok(id)
+}
+
+/// The context that a folder of a repository stands for; recorded if need be.
+/// A copy of the folder in another repository is another context.
+pub(super) fn context(
+    connection: &Connection,
+    repository: i64,
+    folder: &str,
+    vm: &str,
+    time: i64,
+) -> Result<String> {
+    let copy = format!("{folder}@{repository}");
+    for id in [folder, &copy] {
+        let known: Option<Option<i64>> = connection
+            .prepare_cached("SELECT repository_id FROM vm_backup_contexts WHERE context_id = ?1")?
+            .query_row([id], |row| row.get(0))
+            .optional()?;
+        match known {
+            Some(Some(known)) if known == repository => {}
+            Some(Some(_)) => continue,
+            Some(None) => {
+                connection.execute(
+                    "UPDATE vm_backup_contexts SET repository_id = ?2 WHERE context_id = ?1",
+                    (id, repository),
+                )?;
+            }
+            None => {
+                connection
+                    .prepare_cached(
+                        "INSERT INTO vm_backup_contexts
+                             (context_id, vm_name, repository_id, created_at)
+                         VALUES (?1, ?2, ?3, ?4)",
+                    )?
+                    .execute((id, vm, repository, rfc3339(time)?))?;
+            }
+        }
+        return Ok(id.to_owned());
+    }
+    Err(crate::Error::Catalog(format!("the context {folder} is recorded in another repository")))
+}
+
+fn runs(connection: &Connection, context: &str) -> Result<Runs> {
+    let mut statement = connection.prepare_cached(
+        "SELECT CAST(strftime('%s', j.created_at) AS INTEGER), j.id, d.disk_index
+         FROM backup_jobs j
+         LEFT JOIN backup_disks d ON d.backup_job_id = j.id AND d.status <> 'missing'
+         WHERE j.vm_backup_context_id = ?1",
+    )?;
+    let mut runs = Runs::new();
+    let mut rows = statement.query([context])?;
+    while let Some(row) = rows.next()? {
+        let disks = runs.entry((row.get(0)?, row.get(1)?)).or_default();
+        disks.extend(row.get::<_, Option<u32>>(2)?);
+    }
+    Ok(runs)
+}
+
+/// What follows for a backup that the hub says nothing of from its disks: it is
+/// complete when nothing writes to it and at least one image can be read. With
+/// no image left it stays what it was.
+pub(super) fn settle_backup(connection: &Connection, job: &str) -> Result<()> {
+    connection
+        .prepare_cached(
+            "UPDATE backup_jobs SET status = new.status, completed_at = new.completed_at
+             FROM (SELECT
+                 CASE WHEN max(status IN ('pending', 'started', 'in_progress')) THEN 'in_progress'
+                      WHEN max(status = 'completed') THEN 'completed'
+                      ELSE 'failed' END AS status,
+                 CASE WHEN max(status IN ('pending', 'started', 'in_progress')) THEN NULL
+                      ELSE strftime('%Y-%m-%dT%H:%M:%SZ',
+                          max(file_mtime_ns) FILTER (WHERE status = 'completed') / 1000000000,
+                          'unixepoch') END AS completed_at
+                 FROM backup_disks WHERE backup_job_id = ?1 AND status <> 'missing'
+                 HAVING count(*) > 0) AS new
+             WHERE id = ?1 AND recorded_by = 'scan'",
+        )?
+        .execute([job])?;
+    // A run of which nothing was ever complete, and nothing is left.
+    connection
+        .prepare_cached(
+            "DELETE FROM backup_jobs WHERE id = ?1 AND recorded_by = 'scan'
+             AND NOT EXISTS (SELECT 1 FROM backup_disks WHERE backup_job_id = ?1)",
+        )?
+        .execute([job])?;
+    Ok(())
+}
