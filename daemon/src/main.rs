@@ -5,10 +5,13 @@
 //! comes back into one sentence and an exit code (0: done; 1: failed, or failed
 //! in part; 2: wrong usage; 130: interrupted).
 
+mod browse;
+mod cat_command;
 mod config;
 mod control;
 mod gate;
 mod logging;
+mod ls_command;
 mod signals;
 mod terminal;
 fn main() {}

@@ -16,6 +16,17 @@ pub(crate) fn output_failed(error: io::Error) -> Error {
     Error::io(STDOUT, error)
 }
 
+/// Whether an error is one of [`output_failed`].
+pub(crate) fn is_about_output(error: &Error) -> bool {
+    matches!(error, Error::Io { what, .. } if what == STDOUT)
+}
+
+/// Says a sentence on standard error, as `sendense: …`.
+pub(crate) fn complain(sentence: &str) {
+    // If even this cannot be written there is nobody to tell.
+    let _ = writeln!(io::stderr().lock(), "sendense: {}", harmless(sentence));
+}
+
 /// Writes `text` to standard output.
 ///
 /// # Errors
