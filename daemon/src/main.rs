@@ -9,6 +9,7 @@ mod browse;
 mod cat_command;
 mod config;
 mod control;
+mod destination;
 mod gate;
 mod logging;
 mod ls_command;
