@@ -28,7 +28,10 @@ const AHEAD: usize = 4;
 pub(crate) fn open_tree(config: &Config) -> Result<Tree> {
     // The one place where the attachments come in.
     Err(Error::Unsupported {
-        what: format!("reading {} without a mount", config.catalog_path().display()),
+        what: format!(
+            "reading {} without a mount",
+            config.catalog_path().display()
+        ),
         reason: "this build has no attachments".into(),
     })
 }
@@ -60,7 +63,11 @@ pub(crate) fn normalise(path: &OsStr) -> Result<Vec<u8>> {
 /// # Errors
 /// From the tree.
 pub(crate) fn find(tree: &Tree, path: &[u8]) -> Result<Node> {
-    if path.is_empty() { tree.node(Tree::ROOT) } else { tree.resolve(path) }
+    if path.is_empty() {
+        tree.node(Tree::ROOT)
+    } else {
+        tree.resolve(path)
+    }
 }
 
 /// The stretches of a file that hold data, found as it is read.
@@ -74,7 +81,12 @@ pub(crate) struct DataRanges<'t> {
 impl<'t> DataRanges<'t> {
     /// Of a file of `size` bytes.
     pub(crate) fn new(tree: &'t Tree, ino: u64, size: u64) -> Self {
-        Self { tree, ino, at: 0, size }
+        Self {
+            tree,
+            ino,
+            at: 0,
+            size,
+        }
     }
 
     fn step(&mut self) -> Result<Option<Range<u64>>> {
@@ -84,12 +96,19 @@ impl<'t> DataRanges<'t> {
         let Some(start) = self.tree.seek(self.ino, self.at, Seek::Data)? else {
             return Ok(None);
         };
-        let end = self.tree.seek(self.ino, start, Seek::Hole)?.unwrap_or(self.size).min(self.size);
+        let end = self
+            .tree
+            .seek(self.ino, start, Seek::Hole)?
+            .unwrap_or(self.size)
+            .min(self.size);
         if start < self.at || end <= start {
             return if start >= self.size {
                 Ok(None)
             } else {
-                Err(Error::corrupt("the map of holes", format!("it stands still at byte {start}")))
+                Err(Error::corrupt(
+                    "the map of holes",
+                    format!("it stands still at byte {start}"),
+                ))
             };
         }
         self.at = end;
@@ -127,7 +146,14 @@ struct UnderWay {
 impl<'t, R: Iterator<Item = Result<Range<u64>>>> Stream<'t, R> {
     /// Of the file's bytes in `ranges`.
     pub(crate) fn new(tree: &'t Tree, ino: u64, ranges: R, interrupted: &'t AtomicBool) -> Self {
-        Self { tree, ino, ranges, current: 0..0, under_way: VecDeque::new(), interrupted }
+        Self {
+            tree,
+            ino,
+            ranges,
+            current: 0..0,
+            under_way: VecDeque::new(),
+            interrupted,
+        }
     }
 
     /// The next piece and where it lies in the file; `None` at the end.
@@ -159,9 +185,15 @@ impl<'t, R: Iterator<Item = Result<Range<u64>>>> Stream<'t, R> {
                     let _ = sender.send(result);
                 }),
             );
-            self.under_way.push_back(UnderWay { offset, len, answer });
+            self.under_way.push_back(UnderWay {
+                offset,
+                len,
+                answer,
+            });
         }
-        let Some(piece) = self.under_way.pop_front() else { return Ok(None) };
+        let Some(piece) = self.under_way.pop_front() else {
+            return Ok(None);
+        };
         loop {
             if self.interrupted.load(Ordering::Relaxed) {
                 return Err(Error::Invalid("interrupted".into()));

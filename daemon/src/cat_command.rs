@@ -53,7 +53,11 @@ fn print(tree: &Tree, path: &std::ffi::OsStr, interrupted: &AtomicBool) -> Resul
                 terminal::escape(&target)
             )));
         }
-        _ => return Err(Error::Invalid("is a special file, which has no content".into())),
+        _ => {
+            return Err(Error::Invalid(
+                "is a special file, which has no content".into(),
+            ));
+        }
     }
     let whole = std::iter::once(Ok(0..node.attr.size));
     let mut stream = Stream::new(tree, node.attr.ino, whole, interrupted);

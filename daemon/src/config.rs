@@ -78,7 +78,13 @@ const fn key(
     default: &'static str,
     doc: &'static str,
 ) -> Key {
-    Key { name, flag, form, default, doc }
+    Key {
+        name,
+        flag,
+        form,
+        default,
+        doc,
+    }
 }
 
 /// All keys. `state_dir` and `runtime_dir` have other defaults for an ordinary
@@ -322,11 +328,19 @@ impl Sources {
             default.exists().then_some(default)
         });
         let uid = nix::unistd::geteuid().as_raw();
-        Self { file, environment: std::env::vars_os().collect(), flags, uid }
+        Self {
+            file,
+            environment: std::env::vars_os().collect(),
+            flags,
+            uid,
+        }
     }
 
     fn variable(&self, name: &str) -> Option<&OsStr> {
-        self.environment.iter().find(|(n, v)| n == name && !v.is_empty()).map(|(_, v)| v.as_os_str())
+        self.environment
+            .iter()
+            .find(|(n, v)| n == name && !v.is_empty())
+            .map(|(_, v)| v.as_os_str())
     }
 }
 
@@ -392,10 +406,14 @@ impl Config {
             None => Vec::new(),
         };
         refuse_near_misses(&sources.environment)?;
-        let mut values = Values { written: Vec::with_capacity(KEYS.len()) };
+        let mut values = Values {
+            written: Vec::with_capacity(KEYS.len()),
+        };
         for key in KEYS {
-            let from_file =
-                file.iter().position(|(k, _)| k.name == key.name).map(|at| file.swap_remove(at).1);
+            let from_file = file
+                .iter()
+                .position(|(k, _)| k.name == key.name)
+                .map(|at| file.swap_remove(at).1);
             let written = from_flags(&sources.flags, key)
                 .or_else(|| from_environment(sources, key))
                 .or(from_file)
@@ -419,10 +437,16 @@ impl Config {
             read_ahead: values.size("read_ahead", 0, 16 << 20)?,
             allow_other: values.word(
                 "allow_other",
-                &[("auto", AllowOther::Auto), ("true", AllowOther::Yes), ("false", AllowOther::No)],
+                &[
+                    ("auto", AllowOther::Auto),
+                    ("true", AllowOther::Yes),
+                    ("false", AllowOther::No),
+                ],
             )?,
-            gate: values
-                .word("gate", &[("enforce", GatePolicy::Enforce), ("warn", GatePolicy::Warn)])?,
+            gate: values.word(
+                "gate",
+                &[("enforce", GatePolicy::Enforce), ("warn", GatePolicy::Warn)],
+            )?,
             group: values.text("group")?,
             log: values.text("log")?,
             file: sources.file.clone(),
@@ -432,7 +456,10 @@ impl Config {
         if let Err(error) = crate::logging::filter(&config.log) {
             return Err(values.refuse("log", &error));
         }
-        Ok(Self { written: values.written, ..config })
+        Ok(Self {
+            written: values.written,
+            ..config
+        })
     }
 
     /// Where the catalog lies.
@@ -463,9 +490,18 @@ impl Config {
         let lines: Vec<(String, String)> = self
             .written
             .iter()
-            .map(|(key, w)| (format!("{} = {}", key.name, literal(key, w)), w.origin.to_string()))
+            .map(|(key, w)| {
+                (
+                    format!("{} = {}", key.name, literal(key, w)),
+                    w.origin.to_string(),
+                )
+            })
             .collect();
-        let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or(0);
+        let width = lines
+            .iter()
+            .map(|(line, _)| line.chars().count())
+            .max()
+            .unwrap_or(0);
         lines.iter().fold(String::new(), |mut out, (line, origin)| {
             let _ = writeln!(out, "{line:width$}  # {origin}");
             out
@@ -508,7 +544,15 @@ fn literal(key: &Key, written: &Written) -> String {
     let first = || written.words.first().cloned().unwrap_or_default();
     match key.form {
         Form::Paths => {
-            format!("[{}]", written.words.iter().map(quote).collect::<Vec<_>>().join(", "))
+            format!(
+                "[{}]",
+                written
+                    .words
+                    .iter()
+                    .map(quote)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
         }
         Form::Number => first().to_string_lossy().into_owned(),
         _ if first() == "true" || first() == "false" => first().to_string_lossy().into_owned(),
@@ -532,14 +576,22 @@ fn split(key: &Key, text: &OsStr) -> Vec<OsString> {
 fn from_flags(flags: &Overrides, key: &'static Key) -> Option<Written> {
     let (_, words) = flags.0.iter().find(|(k, _)| k.name == key.name)?;
     let words = words.iter().flat_map(|word| split(key, word)).collect();
-    Some(Written { words, list: key.form == Form::Paths, origin: Origin::Flag(key.flag) })
+    Some(Written {
+        words,
+        list: key.form == Form::Paths,
+        origin: Origin::Flag(key.flag),
+    })
 }
 
 fn from_environment(sources: &Sources, key: &Key) -> Option<Written> {
     let name = variable_name(key);
     let value = sources.variable(&name)?;
     let list = key.form == Form::Paths;
-    Some(Written { words: split(key, value), list, origin: Origin::Environment(name) })
+    Some(Written {
+        words: split(key, value),
+        list,
+        origin: Origin::Environment(name),
+    })
 }
 
 fn variable_name(key: &Key) -> String {
@@ -549,12 +601,17 @@ fn variable_name(key: &Key) -> String {
 /// The default, which for two folders depends on the user.
 fn default_value(key: &Key, sources: &Sources) -> Written {
     let home = |variable: &str, below: &str| {
-        sources.variable(variable).map(Path::new).filter(|p| p.is_absolute()).map(|p| p.join(below))
+        sources
+            .variable(variable)
+            .map(Path::new)
+            .filter(|p| p.is_absolute())
+            .map(|p| p.join(below))
     };
     let of_user = match (sources.uid, key.name) {
         (0, _) => None,
-        (_, "state_dir") => home("XDG_STATE_HOME", "sendense")
-            .or_else(|| home("HOME", ".local/state/sendense")),
+        (_, "state_dir") => {
+            home("XDG_STATE_HOME", "sendense").or_else(|| home("HOME", ".local/state/sendense"))
+        }
         (uid, "runtime_dir") => home("XDG_RUNTIME_DIR", "sendense")
             .or_else(|| Some(PathBuf::from(format!("/run/user/{uid}/sendense")))),
         _ => None,
@@ -563,15 +620,25 @@ fn default_value(key: &Key, sources: &Sources) -> Written {
         Some(path) => vec![path.into_os_string()],
         None => split(key, OsStr::new(key.default)),
     };
-    Written { words, list: key.form == Form::Paths, origin: Origin::Default }
+    Written {
+        words,
+        list: key.form == Form::Paths,
+        origin: Origin::Default,
+    }
 }
 
 /// Reads the file into words; says line and name of what it refuses.
 fn read_file(path: &Path) -> Result<Vec<(&'static Key, Written)>> {
     use toml::de::{DeTable, DeValue};
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display().to_string(), e))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|e| Error::io(path.display().to_string(), e))?;
     let line = |at: usize| {
-        text.as_bytes().iter().take(at).filter(|b| **b == b'\n').count().saturating_add(1)
+        text.as_bytes()
+            .iter()
+            .take(at)
+            .filter(|b| **b == b'\n')
+            .count()
+            .saturating_add(1)
     };
     let refuse = |at: usize, reason: String| {
         Error::Invalid(format!("{}:{}: {reason}", path.display(), line(at)))
@@ -584,20 +651,37 @@ fn read_file(path: &Path) -> Result<Vec<(&'static Key, Written)>> {
         let key = find(name.get_ref()).ok_or_else(|| refuse(at, unknown("key", name.get_ref())))?;
         let list = value.get_ref().is_array();
         if list != (key.form == Form::Paths) {
-            let wanted = if list { "one value, not a list" } else { "a list, such as [\"/a\", \"/b\"]" };
+            let wanted = if list {
+                "one value, not a list"
+            } else {
+                "a list, such as [\"/a\", \"/b\"]"
+            };
             return Err(refuse(at, format!("{}: must be {wanted}", key.name)));
         }
         let word = |value: &DeValue<'_>| match value {
             DeValue::String(text) => Ok(OsString::from(text.as_ref())),
             DeValue::Integer(number) if number.radix() == 10 => Ok(OsString::from(number.as_str())),
             DeValue::Boolean(value) => Ok(OsString::from(value.to_string())),
-            other => Err(refuse(at, format!("{}: cannot be a {}", key.name, other.type_str()))),
+            other => Err(refuse(
+                at,
+                format!("{}: cannot be a {}", key.name, other.type_str()),
+            )),
         };
         let words = match value.get_ref() {
-            DeValue::Array(items) => items.iter().map(|i| word(i.get_ref())).collect::<Result<_>>()?,
+            DeValue::Array(items) => items
+                .iter()
+                .map(|i| word(i.get_ref()))
+                .collect::<Result<_>>()?,
             single => vec![word(single)?],
         };
-        values.push((key, Written { words, list, origin: Origin::File(path.to_owned(), line(at)) }));
+        values.push((
+            key,
+            Written {
+                words,
+                list,
+                origin: Origin::File(path.to_owned(), line(at)),
+            },
+        ));
     }
     Ok(values)
 }
@@ -615,7 +699,9 @@ fn find(name: &str) -> Option<&'static Key> {
 fn refuse_near_misses(environment: &[(OsString, OsString)]) -> Result<()> {
     for (name, _) in environment {
         let Some(name) = name.to_str() else { continue };
-        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        let Some(rest) = name.strip_prefix(PREFIX) else {
+            continue;
+        };
         let lower = rest.to_ascii_lowercase();
         if lower != "config" && find(&lower).is_none() && nearest(&lower).is_some() {
             return Err(Error::Invalid(unknown("variable", name)));
@@ -625,10 +711,16 @@ fn refuse_near_misses(environment: &[(OsString, OsString)]) -> Result<()> {
 }
 
 fn unknown(what: &str, name: &str) -> String {
-    let bare = name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
+    let bare = name
+        .strip_prefix(PREFIX)
+        .unwrap_or(name)
+        .to_ascii_lowercase();
     match nearest(&bare) {
         Some(key) if what == "variable" => {
-            format!("unknown {what} {name}; did you mean {}?", variable_name(key))
+            format!(
+                "unknown {what} {name}; did you mean {}?",
+                variable_name(key)
+            )
         }
         Some(key) => format!("unknown {what} {name:?}; did you mean {:?}?", key.name),
         None => format!("unknown {what} {name:?}; `sendense config --explain` lists them all"),
@@ -653,7 +745,9 @@ fn distance(a: &str, b: &str) -> usize {
         let mut left = i + 1;
         let mut next = vec![left];
         for (cb, &above) in b.chars().zip(row.iter().skip(1)) {
-            left = (diagonal + usize::from(ca != cb)).min(above + 1).min(left + 1);
+            left = (diagonal + usize::from(ca != cb))
+                .min(above + 1)
+                .min(left + 1);
             diagonal = above;
             next.push(left);
         }
@@ -704,8 +798,9 @@ impl Values {
     fn absolute(&self, name: &str, word: &OsStr) -> Result<PathBuf> {
         let path = Path::new(word);
         if !path.is_absolute() {
-            let reason =
-                format!("{word:?} is relative; give the absolute path, the daemon has no working folder");
+            let reason = format!(
+                "{word:?} is relative; give the absolute path, the daemon has no working folder"
+            );
             return Err(self.refuse(name, &reason));
         }
         if path.components().any(|c| c == Component::ParentDir) {
@@ -734,9 +829,10 @@ impl Values {
             Ok(number) => {
                 Err(self.refuse(name, &format!("{number} is not between {least} and {most}")))
             }
-            Err(_) => {
-                Err(self.refuse(name, &format!("{text:?} is not a whole number ({least} to {most})")))
-            }
+            Err(_) => Err(self.refuse(
+                name,
+                &format!("{text:?} is not a whole number ({least} to {most})"),
+            )),
         }
     }
 
@@ -763,7 +859,10 @@ impl Values {
             .map_err(|_| self.refuse(name, &format!("{text:?} is not a size, such as 64MiB")))?
             .as_u64();
         if size == 0 && least > 0 {
-            return Err(self.refuse(name, &format!("must not be 0; at least {}", show_size(least))));
+            return Err(self.refuse(
+                name,
+                &format!("must not be 0; at least {}", show_size(least)),
+            ));
         }
         if !(least..=most).contains(&size) {
             let (least, most) = (show_size(least), show_size(most));
@@ -774,15 +873,20 @@ impl Values {
 
     fn word<T: Copy>(&self, name: &str, words: &[(&str, T)]) -> Result<T> {
         let text = self.text(name)?;
-        words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
-            let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-            self.refuse(name, &format!("{text:?} is not one of {}", all.join(", ")))
-        })
+        words
+            .iter()
+            .find(|(word, _)| *word == text)
+            .map(|(_, value)| *value)
+            .ok_or_else(|| {
+                let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                self.refuse(name, &format!("{text:?} is not one of {}", all.join(", ")))
+            })
     }
 
     fn parsed<T: std::str::FromStr>(&self, name: &str, wanted: &str) -> Result<T> {
         let text = self.text(name)?;
-        text.parse().map_err(|_| self.refuse(name, &format!("{text:?} is not {wanted}")))
+        text.parse()
+            .map_err(|_| self.refuse(name, &format!("{text:?} is not {wanted}")))
     }
 }
 

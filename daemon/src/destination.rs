@@ -69,7 +69,9 @@ impl Folder {
     /// `ENOTDIR` if it is something else, a symlink for example.
     pub(crate) fn enter(&self, name: &Name) -> io::Result<Self> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        Ok(Self(openat(&self.0, name.c(), flags, Mode::empty())?.into()))
+        Ok(Self(
+            openat(&self.0, name.c(), flags, Mode::empty())?.into(),
+        ))
     }
 
     /// Makes the folder `name`, for the owner only until its content is there, or
@@ -105,11 +107,8 @@ impl Folder {
     /// # Errors
     /// From the host.
     pub(crate) fn draft_file(&self) -> io::Result<(Draft<'_>, File)> {
-        let flags = OFlag::O_WRONLY
-            | OFlag::O_CREAT
-            | OFlag::O_EXCL
-            | OFlag::O_NOFOLLOW
-            | OFlag::O_CLOEXEC;
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         let (draft, fd) = self.draft(|name| openat(&self.0, name, flags, mode))?;
         Ok((draft, fd.into()))
@@ -121,7 +120,9 @@ impl Folder {
     /// From the host.
     pub(crate) fn draft_symlink(&self, target: &[u8]) -> io::Result<Draft<'_>> {
         let target = CString::new(target).map_err(io::Error::other)?;
-        Ok(self.draft(|name| symlinkat(target.as_c_str(), &self.0, name))?.0)
+        Ok(self
+            .draft(|name| symlinkat(target.as_c_str(), &self.0, name))?
+            .0)
     }
 
     /// A new pipe, socket or device file.
@@ -139,7 +140,9 @@ impl Folder {
             }
         };
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        Ok(self.draft(|name| mknodat(&self.0, name, kind, mode, device))?.0)
+        Ok(self
+            .draft(|name| mknodat(&self.0, name, kind, mode, device))?
+            .0)
     }
 
     /// A new name for the object `name` in `folder`, if it still is the one that
@@ -172,7 +175,16 @@ impl Folder {
             let name = format!(".sendense-{}-{number}.part", std::process::id());
             let name = CString::new(name).map_err(io::Error::other)?;
             match make(&name) {
-                Ok(made) => return Ok((Draft { folder: self, name, placed: false }, made)),
+                Ok(made) => {
+                    return Ok((
+                        Draft {
+                            folder: self,
+                            name,
+                            placed: false,
+                        },
+                        made,
+                    ));
+                }
                 Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -200,7 +212,10 @@ impl Draft<'_> {
     /// # Errors
     /// From the host.
     pub(crate) fn identity(&self) -> io::Result<(u64, u64)> {
-        let stat = self.folder.stat_raw(&self.name)?.ok_or(io::ErrorKind::NotFound)?;
+        let stat = self
+            .folder
+            .stat_raw(&self.name)?
+            .ok_or(io::ErrorKind::NotFound)?;
         Ok((stat.st_dev, stat.st_ino))
     }
 
@@ -211,7 +226,10 @@ impl Draft<'_> {
     pub(crate) fn unopened(&self, kind: FileType) -> io::Result<Object<'static>> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(&self.folder.0, self.name.as_c_str(), flags, Mode::empty())?;
-        Ok(Object::Unopened { fd, symlink: kind == FileType::Symlink })
+        Ok(Object::Unopened {
+            fd,
+            symlink: kind == FileType::Symlink,
+        })
     }
 
     /// Gives it its name. What is there already is replaced only with `force`,
@@ -247,7 +265,11 @@ impl Draft<'_> {
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
         if !self.placed {
-            let _ = unlinkat(&self.folder.0, self.name.as_c_str(), UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(
+                &self.folder.0,
+                self.name.as_c_str(),
+                UnlinkatFlags::NoRemoveDir,
+            );
         }
     }
 }
@@ -291,7 +313,10 @@ impl Object<'_> {
         let mut check = |what: &str, result: io::Result<()>| {
             let failed = result.is_err();
             if let Err(error) = result {
-                refused.push(Refused { what: what.to_owned(), error });
+                refused.push(Refused {
+                    what: what.to_owned(),
+                    error,
+                });
             }
             !failed
         };
@@ -303,7 +328,11 @@ impl Object<'_> {
             let what = format!("extended attribute {}", crate::terminal::escape(name));
             check(&what, self.set_xattr(name, value));
         }
-        let mode = if owned { attr.mode & 0o7777 } else { attr.mode & 0o1777 };
+        let mode = if owned {
+            attr.mode & 0o7777
+        } else {
+            attr.mode & 0o1777
+        };
         check("mode", self.set_mode(mode));
         check("times", self.set_times(attr.atime, attr.mtime));
         refused

@@ -17,8 +17,21 @@ use crate::config::{AllowOther, Config, GatePolicy};
 
 /// Folders that belong to the system: closing one of them would close much more.
 const SHARED: &[&str] = &[
-    "/", "/dev", "/dev/shm", "/home", "/media", "/mnt", "/opt", "/run", "/srv", "/tmp", "/usr",
-    "/usr/local", "/var", "/var/lib", "/var/tmp",
+    "/",
+    "/dev",
+    "/dev/shm",
+    "/home",
+    "/media",
+    "/mnt",
+    "/opt",
+    "/run",
+    "/srv",
+    "/tmp",
+    "/usr",
+    "/usr/local",
+    "/var",
+    "/var/lib",
+    "/var/tmp",
 ];
 
 /// What stands between the host's users and the tree.
@@ -45,12 +58,15 @@ pub(crate) fn inspect(mountpoint: &Path, group: &str) -> Result<Gate> {
     let real = settle(mountpoint)?;
     // From the inside out; the mountpoint itself is skipped.
     for folder in real.ancestors().skip(1) {
-        let meta =
-            fs::metadata(folder).map_err(|e| Error::io(folder.display().to_string(), e))?;
+        let meta = fs::metadata(folder).map_err(|e| Error::io(folder.display().to_string(), e))?;
         if meta.mode() & 0o001 == 0 {
             let name = group_name(meta.gid());
             let group_right = name == group || meta.mode() & 0o010 == 0;
-            return Ok(Gate::Closed { folder: folder.to_owned(), group: name, group_right });
+            return Ok(Gate::Closed {
+                folder: folder.to_owned(),
+                group: name,
+                group_right,
+            });
         }
     }
     Ok(Gate::Open)
@@ -73,7 +89,11 @@ pub(crate) fn check(config: &Config) -> Result<()> {
             tracing::warn!("{}", open_sentence(config));
             Ok(())
         }
-        Gate::Closed { folder, group, group_right: false } => {
+        Gate::Closed {
+            folder,
+            group,
+            group_right: false,
+        } => {
             tracing::warn!("{}", group_sentence(config, &folder, &group));
             Ok(())
         }
@@ -83,7 +103,11 @@ pub(crate) fn check(config: &Config) -> Result<()> {
 
 /// What to say of an open gate.
 pub(crate) fn open_sentence(config: &Config) -> String {
-    let auto = if config.allow_other == AllowOther::Auto { " (auto)" } else { "" };
+    let auto = if config.allow_other == AllowOther::Auto {
+        " (auto)"
+    } else {
+        ""
+    };
     format!(
         "every user of this host could read all backups under {}: no folder above it keeps others \
          out, and allow_other is on{auto}; mend it with: {} (or set gate = \"warn\" or allow_other \
@@ -111,7 +135,11 @@ pub(crate) fn mend(config: &Config) -> String {
     }
     let parent = config.mountpoint.parent().unwrap_or(Path::new("/"));
     let install = |folder: &Path| {
-        format!("install -d -m 0750 -g {} {}", config.group, folder.display())
+        format!(
+            "install -d -m 0750 -g {} {}",
+            config.group,
+            folder.display()
+        )
     };
     if SHARED.iter().any(|shared| parent == Path::new(shared)) {
         // The parent is everybody's: put a folder in between.
@@ -119,7 +147,10 @@ pub(crate) fn mend(config: &Config) -> String {
         let between = parent.join("sendense");
         commands.push(install(&between));
         let inside = between.join(name);
-        commands.push(format!("mkdir -p {0}; set mountpoint = \"{0}\"", inside.display()));
+        commands.push(format!(
+            "mkdir -p {0}; set mountpoint = \"{0}\"",
+            inside.display()
+        ));
     } else {
         commands.push(install(parent));
     }
@@ -157,7 +188,10 @@ pub(crate) fn overlaps(config: &Config) -> Result<()> {
             )));
         }
     }
-    for (key, folder) in [("state_dir", &config.state_dir), ("runtime_dir", &config.runtime_dir)] {
+    for (key, folder) in [
+        ("state_dir", &config.state_dir),
+        ("runtime_dir", &config.runtime_dir),
+    ] {
         if settle(folder)?.starts_with(&mountpoint) {
             return Err(Error::Invalid(format!(
                 "{key} {} lies inside the mountpoint {}, where the tree would cover it; choose \
@@ -189,9 +223,10 @@ fn settle_within(path: &Path, symlinks: u32) -> Result<PathBuf> {
     };
     let here = parent.join(name);
     match fs::read_link(&here) {
-        Ok(_) if symlinks == 0 => {
-            Err(Error::Invalid(format!("{}: too many symbolic links", path.display())))
-        }
+        Ok(_) if symlinks == 0 => Err(Error::Invalid(format!(
+            "{}: too many symbolic links",
+            path.display()
+        ))),
         Ok(target) => settle_within(&parent.join(target), symlinks.saturating_sub(1)),
         Err(_) => Ok(here),
     }
@@ -217,10 +252,20 @@ mod tests {
     fn config(values: &[(&str, &Path)]) -> Config {
         let environment = values
             .iter()
-            .map(|(key, path)| (format!("SENDENSE_{key}").into(), path.as_os_str().to_owned()))
+            .map(|(key, path)| {
+                (
+                    format!("SENDENSE_{key}").into(),
+                    path.as_os_str().to_owned(),
+                )
+            })
             .collect();
         let flags = Overrides::default();
-        Config::load(&Sources { environment, flags, ..Sources::default() }).unwrap()
+        Config::load(&Sources {
+            environment,
+            flags,
+            ..Sources::default()
+        })
+        .unwrap()
     }
 
     #[test]
@@ -229,9 +274,13 @@ mod tests {
         let mountpoint = dir.path().join("gate/backups");
         fs::create_dir_all(&mountpoint).unwrap();
         let gate = dir.path().join("gate");
-        for (mode, closed) in
-            [(0o755, false), (0o750, true), (0o700, true), (0o701, false), (0o754, true)]
-        {
+        for (mode, closed) in [
+            (0o755, false),
+            (0o750, true),
+            (0o700, true),
+            (0o701, false),
+            (0o754, true),
+        ] {
             chmod(&gate, mode);
             let found = inspect(&mountpoint, "root").unwrap();
             assert_eq!(found != Gate::Open, closed, "{mode:o}: {found:?}");
@@ -242,7 +291,10 @@ mod tests {
         assert_eq!(inspect(&mountpoint, "root").unwrap(), Gate::Open);
         // Further out counts as well.
         chmod(dir.path(), 0o750);
-        assert!(matches!(inspect(&mountpoint, "root").unwrap(), Gate::Closed { .. }));
+        assert!(matches!(
+            inspect(&mountpoint, "root").unwrap(),
+            Gate::Closed { .. }
+        ));
     }
 
     #[test]
@@ -272,7 +324,10 @@ mod tests {
         fs::create_dir(&closed).unwrap();
         chmod(&closed, 0o700);
         symlink(open.join("backups"), closed.join("backups")).unwrap();
-        assert_eq!(inspect(&closed.join("backups"), "root").unwrap(), Gate::Open);
+        assert_eq!(
+            inspect(&closed.join("backups"), "root").unwrap(),
+            Gate::Open
+        );
     }
 
     #[test]
@@ -287,14 +342,24 @@ mod tests {
         let command = format!("install -d -m 0750 -g root {}", parent.display());
         assert!(error.contains(&command), "{error}");
         // The command does mend it.
-        let status =
-            std::process::Command::new("sh").arg("-c").arg(&command).status().unwrap();
+        let status = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(&command)
+            .status()
+            .unwrap();
         assert!(status.success());
         check(&enforced).unwrap();
 
         chmod(&parent, 0o755);
-        check(&config(&[("MOUNTPOINT", &mountpoint), ("GATE", Path::new("warn"))])).unwrap();
-        let alone = config(&[("MOUNTPOINT", &mountpoint), ("ALLOW_OTHER", Path::new("false"))]);
+        check(&config(&[
+            ("MOUNTPOINT", &mountpoint),
+            ("GATE", Path::new("warn")),
+        ]))
+        .unwrap();
+        let alone = config(&[
+            ("MOUNTPOINT", &mountpoint),
+            ("ALLOW_OTHER", Path::new("false")),
+        ]);
         check(&alone).unwrap();
     }
 
@@ -304,7 +369,10 @@ mod tests {
             ("MOUNTPOINT", Path::new("/srv/backups")),
             ("GROUP", Path::new("root")),
         ]));
-        assert!(commands.contains("install -d -m 0750 -g root /srv/sendense;"), "{commands}");
+        assert!(
+            commands.contains("install -d -m 0750 -g root /srv/sendense;"),
+            "{commands}"
+        );
         let commands = mend(&config(&[
             ("MOUNTPOINT", Path::new("/srv/sendense/backups")),
             ("GROUP", Path::new("no-such-group")),
@@ -327,7 +395,10 @@ mod tests {
         let link = dir.path().join("link");
         symlink(&outer, &link).unwrap();
         let test = |mountpoint: &Path, repository: &Path| {
-            overlaps(&config(&[("MOUNTPOINT", mountpoint), ("REPOSITORIES", repository)]))
+            overlaps(&config(&[
+                ("MOUNTPOINT", mountpoint),
+                ("REPOSITORIES", repository),
+            ]))
         };
         for (mountpoint, repository) in [
             (&outer, &inner),

@@ -10,7 +10,9 @@ use tracing_subscriber::EnvFilter;
 /// # Errors
 /// A sentence that says what is wrong with it.
 pub(crate) fn filter(text: &str) -> std::result::Result<EnvFilter, String> {
-    EnvFilter::builder().parse(text).map_err(|e| format!("{text:?} is not a log filter: {e}"))
+    EnvFilter::builder()
+        .parse(text)
+        .map_err(|e| format!("{text:?} is not a log filter: {e}"))
 }
 
 /// Starts logging with the filter `text`; colours only on a terminal.

@@ -10,9 +10,9 @@ use std::process::ExitCode;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use sendense::Result;
 use sendense::filesystem::{Attr, FileType, Time};
 use sendense::tree::Tree;
-use sendense::Result;
 
 use crate::browse;
 use crate::terminal::{self, output_failed};
@@ -50,7 +50,11 @@ pub(crate) fn run(args: &LsArgs, tree: &Tree) -> Result<ExitCode> {
         failed: false,
     };
     let root = [OsString::new()];
-    let paths = if args.paths.is_empty() { &root } else { args.paths.as_slice() };
+    let paths = if args.paths.is_empty() {
+        &root
+    } else {
+        args.paths.as_slice()
+    };
     let mut folders = Vec::new();
     let mut files = Vec::new();
     for path in paths {
@@ -60,7 +64,10 @@ pub(crate) fn run(args: &LsArgs, tree: &Tree) -> Result<ExitCode> {
                 folders.push((node.attr.ino, path));
             }
             Ok((node, _)) => {
-                files.push((std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).to_vec(), node.attr));
+                files.push((
+                    std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).to_vec(),
+                    node.attr,
+                ));
             }
             Err(e) => listing.fail(&format!("{}: {e}", path.display())),
         }
@@ -72,7 +79,11 @@ pub(crate) fn run(args: &LsArgs, tree: &Tree) -> Result<ExitCode> {
     for (ino, path) in folders {
         listing.folder(ino, path)?;
     }
-    Ok(if listing.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if listing.failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 struct Listing<'a> {
@@ -180,14 +191,17 @@ impl Listing<'_> {
         }
         let rows: Vec<[String; 5]> = entries.iter().map(|(_, attr)| columns(attr)).collect();
         let width = |column: usize| {
-            rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0)
+            rows.iter()
+                .filter_map(|row| row.get(column))
+                .map(String::len)
+                .max()
+                .unwrap_or(0)
         };
         let (links, owner, group, size) = (width(1), width(2), width(3), width(4));
         let mut failures = Vec::new();
         for ((name, attr), [mode, l, o, g, s]) in entries.iter().zip(&rows) {
             let time = show_time(attr.mtime, self.now, &self.zone);
-            let start =
-                format!("{mode} {l:>links$} {o:<owner$} {g:<group$} {s:>size$} {time} ");
+            let start = format!("{mode} {l:>links$} {o:<owner$} {g:<group$} {s:>size$} {time} ");
             let mut line = start.into_bytes();
             line.extend(self.shown(name));
             if attr.kind == FileType::Symlink {
@@ -210,7 +224,11 @@ impl Listing<'_> {
 
     /// A name as standard output may have it.
     fn shown(&self, name: &[u8]) -> Vec<u8> {
-        if self.raw { name.to_vec() } else { terminal::escape(name).into_bytes() }
+        if self.raw {
+            name.to_vec()
+        } else {
+            terminal::escape(name).into_bytes()
+        }
     }
 }
 
@@ -245,9 +263,11 @@ pub(crate) fn show_mode(kind: FileType, mode: u16) -> String {
         FileType::BlockDevice => 'b',
         FileType::Socket => 's',
     });
-    for (shift, special, set, unset) in
-        [(6, 0o4000, 's', 'S'), (3, 0o2000, 's', 'S'), (0, 0o1000, 't', 'T')]
-    {
+    for (shift, special, set, unset) in [
+        (6, 0o4000, 's', 'S'),
+        (3, 0o2000, 's', 'S'),
+        (0, 0o1000, 't', 'T'),
+    ] {
         let bits = mode >> shift;
         text.push(if bits & 4 != 0 { 'r' } else { '-' });
         text.push(if bits & 2 != 0 { 'w' } else { '-' });
@@ -268,7 +288,10 @@ fn show_time(time: Time, now: i64, zone: &TimeZone) -> String {
         Ok(timestamp) => {
             let recent = (now.saturating_sub(HALF_YEAR)..=now).contains(&time.seconds);
             let format = if recent { "%b %e %H:%M" } else { "%b %e  %Y" };
-            timestamp.to_zoned(zone.clone()).strftime(format).to_string()
+            timestamp
+                .to_zoned(zone.clone())
+                .strftime(format)
+                .to_string()
         }
         // Beyond the year 9999.
         Err(_) => format!("{:>12}", format!("@{}", time.seconds)),
@@ -296,16 +319,38 @@ mod tests {
             (0o1770, 4_102_444_800),
         ] {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            let set = Command::new("touch").arg(format!("-d@{seconds}")).arg(&path).status();
+            let set = Command::new("touch")
+                .arg(format!("-d@{seconds}"))
+                .arg(&path)
+                .status();
             assert!(set.unwrap().success());
-            let ls = Command::new("ls").env("LC_ALL", "C").arg("-l").arg(&path).output().unwrap();
+            let ls = Command::new("ls")
+                .env("LC_ALL", "C")
+                .arg("-l")
+                .arg(&path)
+                .output()
+                .unwrap();
             let ls = String::from_utf8(ls.stdout).unwrap();
             let mode = show_mode(FileType::Regular, u16::try_from(mode).unwrap());
             assert!(ls.starts_with(&mode), "{ls} is not {mode}");
-            let time = Time { seconds, nanoseconds: 0 };
+            let time = Time {
+                seconds,
+                nanoseconds: 0,
+            };
             let time = show_time(time, now, &TimeZone::system());
             assert!(ls.contains(&format!(" {time} ")), "{ls} has not {time}");
         }
-        assert_eq!(show_time(Time { seconds: i64::MAX, nanoseconds: 0 }, 0, &TimeZone::UTC).len(), 20);
+        assert_eq!(
+            show_time(
+                Time {
+                    seconds: i64::MAX,
+                    nanoseconds: 0
+                },
+                0,
+                &TimeZone::UTC
+            )
+            .len(),
+            20
+        );
     }
 }

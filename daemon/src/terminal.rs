@@ -33,7 +33,9 @@ pub(crate) fn complain(sentence: &str) {
 /// `Io` about [`STDOUT`].
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(output_failed)
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(output_failed)
 }
 
 /// Whether standard output is a terminal.
@@ -62,10 +64,15 @@ pub(crate) fn escape(bytes: &[u8]) -> String {
 
 /// A sentence for standard error: what could harm is escaped, the rest stays.
 pub(crate) fn harmless(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
-        if deceives(c) { out.extend(c.escape_default()) } else { out.push(c) }
-        out
-    })
+    text.chars()
+        .fold(String::with_capacity(text.len()), |mut out, c| {
+            if deceives(c) {
+                out.extend(c.escape_default())
+            } else {
+                out.push(c)
+            }
+            out
+        })
 }
 
 /// Control characters, and those that change the direction of a line.

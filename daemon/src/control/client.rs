@@ -35,7 +35,9 @@ impl Client {
 
     /// The daemon behind this socket.
     pub(super) fn at(runtime_dir: &Path) -> Self {
-        Self { socket: runtime_dir.join(SOCKET) }
+        Self {
+            socket: runtime_dir.join(SOCKET),
+        }
     }
 
     /// How the daemon is.
@@ -54,7 +56,12 @@ impl Client {
     /// # Errors
     /// As for [`Client::status`], and what the daemon says.
     pub(crate) fn release(&self, path: &str) -> Result<String> {
-        match self.ask(&Request::Release { path: path.to_owned() }, PATIENCE)? {
+        match self.ask(
+            &Request::Release {
+                path: path.to_owned(),
+            },
+            PATIENCE,
+        )? {
             Answer::Released { message } => Ok(message),
             other => Err(self.unexpected(&other)),
         }
@@ -113,6 +120,9 @@ impl Client {
             Answer::Released { .. } => "a release",
             Answer::Error { .. } => "an error",
         };
-        Error::Invalid(format!("the daemon at {} answered with {kind}", self.socket.display()))
+        Error::Invalid(format!(
+            "the daemon at {} answered with {kind}",
+            self.socket.display()
+        ))
     }
 }

@@ -2,9 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -58,9 +58,17 @@ impl Instance {
         clear_socket(&socket, runtime_dir)?;
         let failed = |e| Error::io(socket.display().to_string(), e);
         let listener = UnixListener::bind(&socket).map_err(failed)?;
-        let mode = if give_to_group(&socket, group) { 0o660 } else { 0o600 };
+        let mode = if give_to_group(&socket, group) {
+            0o660
+        } else {
+            0o600
+        };
         fs::set_permissions(&socket, fs::Permissions::from_mode(mode)).map_err(failed)?;
-        Ok(Self { listener, socket, _lock: lock })
+        Ok(Self {
+            listener,
+            socket,
+            _lock: lock,
+        })
     }
 
     /// Answers requests until the returned server is dropped.
@@ -76,7 +84,10 @@ impl Instance {
             .name("control".into())
             .spawn(move || accept(&listener, &handler))
             .map_err(|e| Error::io("control thread", e))?;
-        Ok(Server { instance: self, thread: Some(thread) })
+        Ok(Server {
+            instance: self,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -109,10 +120,16 @@ impl Drop for Server {
 fn make_folder(path: &Path, group: &str) -> Result<()> {
     let name = path.display().to_string();
     let failed = |e| Error::io(name.clone(), e);
-    match fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
+    match fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+    {
         Ok(()) => {}
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-            return Err(Error::Invalid(format!("runtime_dir {name}: is not a folder")));
+            return Err(Error::Invalid(format!(
+                "runtime_dir {name}: is not a folder"
+            )));
         }
         Err(e) => return Err(failed(e)),
     }
@@ -130,13 +147,19 @@ fn make_folder(path: &Path, group: &str) -> Result<()> {
              daemon's own"
         )));
     }
-    let mode = if give_to_group(path, group) { 0o750 } else { 0o700 };
+    let mode = if give_to_group(path, group) {
+        0o750
+    } else {
+        0o700
+    };
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
 }
 
 /// Whether `path` belongs to `group` now.
 fn give_to_group(path: &Path, group: &str) -> bool {
-    let Ok(Some(group)) = Group::from_name(group) else { return false };
+    let Ok(Some(group)) = Group::from_name(group) else {
+        return false;
+    };
     nix::unistd::chown(path, None, Some(group.gid)).is_ok()
 }
 
@@ -166,7 +189,11 @@ fn take_lock(path: &Path, runtime_dir: &Path) -> Result<Flock<File>> {
 }
 
 fn running(pid: &str, runtime_dir: &Path) -> Error {
-    let pid = if pid.is_empty() { String::new() } else { format!(" (process {pid})") };
+    let pid = if pid.is_empty() {
+        String::new()
+    } else {
+        format!(" (process {pid})")
+    };
     Error::Invalid(format!(
         "already running{pid} with runtime_dir {}; stop it first, or choose another runtime_dir",
         runtime_dir.display()
@@ -211,12 +238,14 @@ fn accept(listener: &UnixListener, handler: &Arc<dyn ControlHandler>) {
         let (Some(place), handler) = (place, Arc::clone(handler)) else {
             continue; // closed: the client says that the daemon hung up
         };
-        let started = std::thread::Builder::new().name("control client".into()).spawn(move || {
-            let _place = place;
-            if let Err(e) = converse(&stream, handler.as_ref()) {
-                tracing::debug!("control socket: {e}");
-            }
-        });
+        let started = std::thread::Builder::new()
+            .name("control client".into())
+            .spawn(move || {
+                let _place = place;
+                if let Err(e) = converse(&stream, handler.as_ref()) {
+                    tracing::debug!("control socket: {e}");
+                }
+            });
         if let Err(e) = started {
             tracing::warn!("control socket: {e}");
         }
@@ -242,25 +271,34 @@ impl Drop for Place {
 /// Answers a client's requests until it hangs up.
 fn converse(stream: &UnixStream, handler: &dyn ControlHandler) -> std::io::Result<()> {
     stream.set_write_timeout(Some(DEADLINE))?;
-    let mut reader = BufReader::new(Patient { stream, deadline: Instant::now() });
+    let mut reader = BufReader::new(Patient {
+        stream,
+        deadline: Instant::now(),
+    });
     loop {
         reader.get_mut().deadline = Instant::now() + DEADLINE;
         let mut line = Vec::new();
-        (&mut reader).take(REQUEST_LIMIT).read_until(b'\n', &mut line)?;
+        (&mut reader)
+            .take(REQUEST_LIMIT)
+            .read_until(b'\n', &mut line)?;
         if line.is_empty() {
             return Ok(());
         }
         let complete = line.ends_with(b"\n");
         let answer = match serde_json::from_slice::<Request>(&line) {
-            _ if !complete && line.len() as u64 >= REQUEST_LIMIT => {
-                Answer::Error { message: format!("the request is longer than {REQUEST_LIMIT} bytes") }
-            }
+            _ if !complete && line.len() as u64 >= REQUEST_LIMIT => Answer::Error {
+                message: format!("the request is longer than {REQUEST_LIMIT} bytes"),
+            },
             Ok(Request::Status) => Answer::Status(Box::new(handler.status())),
             Ok(Request::Release { path }) => match handler.release(&path) {
                 Ok(message) => Answer::Released { message },
-                Err(e) => Answer::Error { message: e.to_string() },
+                Err(e) => Answer::Error {
+                    message: e.to_string(),
+                },
             },
-            Err(e) => Answer::Error { message: format!("the request is not understood: {e}") },
+            Err(e) => Answer::Error {
+                message: format!("the request is not understood: {e}"),
+            },
         };
         let mut line = serde_json::to_vec(&answer)?;
         line.push(b'\n');

@@ -21,7 +21,10 @@ impl ControlHandler for Daemon {
             version: "1.2.3".into(),
             pid: std::process::id(),
             mountpoint: "/srv/x".into(),
-            attached: vec![AttachedDisk { path: "vm/b/disk0".into(), ..AttachedDisk::default() }],
+            attached: vec![AttachedDisk {
+                path: "vm/b/disk0".into(),
+                ..AttachedDisk::default()
+            }],
             ..Status::default()
         }
     }
@@ -37,7 +40,10 @@ impl ControlHandler for Daemon {
 
 fn start(dir: &Path) -> (Arc<Daemon>, Server) {
     let daemon = Arc::new(Daemon::default());
-    let server = Instance::claim(dir, "root").unwrap().serve(daemon.clone()).unwrap();
+    let server = Instance::claim(dir, "root")
+        .unwrap()
+        .serve(daemon.clone())
+        .unwrap();
     (daemon, server)
 }
 
@@ -48,7 +54,10 @@ fn status_and_release_reach_the_daemon() {
     let client = Client::at(dir.path());
     let status = client.status().unwrap();
     assert_eq!(status, daemon.status());
-    assert_eq!(client.release("vm/b/disk0").unwrap(), "vm/b/disk0: released");
+    assert_eq!(
+        client.release("vm/b/disk0").unwrap(),
+        "vm/b/disk0: released"
+    );
     assert_eq!(*daemon.released.lock(), ["vm/b/disk0"]);
     let error = client.release("vm/b/disk7").unwrap_err().to_string();
     assert_eq!(error, "vm/b/disk7: not found");
@@ -70,7 +79,9 @@ fn the_wire_is_one_line_of_json_each_way() {
     assert_eq!(answer["answer"], "status");
     assert_eq!(answer["attached"][0]["path"], "vm/b/disk0");
     // A second request on the same connection, and one that makes no sense.
-    stream.write_all(b"{\"request\":\"release\",\"path\":\"vm/b/disk0\"}\n").unwrap();
+    stream
+        .write_all(b"{\"request\":\"release\",\"path\":\"vm/b/disk0\"}\n")
+        .unwrap();
     assert!(lines.next().unwrap().unwrap().contains("released"));
     stream.write_all(b"\xff\xfe{{{\n").unwrap();
     assert!(lines.next().unwrap().unwrap().contains("not understood"));
@@ -92,7 +103,10 @@ fn the_socket_is_private() {
     let open = dir.path().join("open");
     std::fs::create_dir(&open).unwrap();
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
-    let error = Instance::claim(&open, "root").map(|_| ()).unwrap_err().to_string();
+    let error = Instance::claim(&open, "root")
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("writable for every user"), "{error}");
 }
 
@@ -101,13 +115,22 @@ fn a_second_daemon_is_told_of_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let (_daemon, _server) = start(dir.path());
     let wanted = format!("already running (process {})", std::process::id());
-    let error = Instance::claim(dir.path(), "root").map(|_| ()).unwrap_err().to_string();
+    let error = Instance::claim(dir.path(), "root")
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
     assert!(error.starts_with(&wanted), "{error}");
     // Also when somebody removed the lock file under the first.
     std::fs::remove_file(dir.path().join(LOCK)).unwrap();
-    let error = Instance::claim(dir.path(), "root").map(|_| ()).unwrap_err().to_string();
+    let error = Instance::claim(dir.path(), "root")
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
     assert!(error.starts_with(&wanted), "{error}");
-    assert!(Client::at(dir.path()).status().is_ok(), "the first lost its socket");
+    assert!(
+        Client::at(dir.path()).status().is_ok(),
+        "the first lost its socket"
+    );
 }
 
 #[test]
@@ -131,7 +154,10 @@ fn a_request_without_end_is_cut() {
     let _ = stream.write_all(&flood); // may break when the server has had enough
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
-    assert!(answer.is_empty() || answer.contains("longer than"), "{answer}");
+    assert!(
+        answer.is_empty() || answer.contains("longer than"),
+        "{answer}"
+    );
     assert!(Client::at(dir.path()).status().is_ok());
 }
 
@@ -160,9 +186,18 @@ fn silent_and_slow_clients_hold_nobody_up_for_long() {
 
 #[test]
 fn messages_are_as_documented() {
-    let text = serde_json::to_string(&Request::Release { path: "a/b/disk0".into() }).unwrap();
+    let text = serde_json::to_string(&Request::Release {
+        path: "a/b/disk0".into(),
+    })
+    .unwrap();
     assert_eq!(text, r#"{"request":"release","path":"a/b/disk0"}"#);
-    assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
-    let text = serde_json::to_string(&Answer::Error { message: "x".into() }).unwrap();
+    assert_eq!(
+        serde_json::to_string(&Request::Status).unwrap(),
+        r#"{"request":"status"}"#
+    );
+    let text = serde_json::to_string(&Answer::Error {
+        message: "x".into(),
+    })
+    .unwrap();
     assert_eq!(text, r#"{"answer":"error","message":"x"}"#);
 }

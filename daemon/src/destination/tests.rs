@@ -18,8 +18,14 @@ fn attr(kind: FileType, mode: u16) -> Attr {
         uid: 12345,
         gid: 54321,
         rdev: 0,
-        atime: Time { seconds: -5, nanoseconds: 1 },
-        mtime: Time { seconds: 1_700_000_000, nanoseconds: 123_456_789 },
+        atime: Time {
+            seconds: -5,
+            nanoseconds: 1,
+        },
+        mtime: Time {
+            seconds: 1_700_000_000,
+            nanoseconds: 123_456_789,
+        },
         ctime: Time::default(),
         btime: None,
         may_have_xattrs: true,
@@ -27,8 +33,10 @@ fn attr(kind: FileType, mode: u16) -> Attr {
 }
 
 fn entries(path: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = fs::read_dir(path)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -38,7 +46,15 @@ fn names_that_lead_elsewhere_are_refused() {
     for bad in [&b""[..], b".", b"..", b"a/b", b"/etc", b"a\0b", b"/"] {
         assert!(Name::new(bad).is_err(), "{bad:?}");
     }
-    for good in [&b"a"[..], b"...", b".a", b"\xff\xfe", b"a\nb", b"-rf", b"a\\b"] {
+    for good in [
+        &b"a"[..],
+        b"...",
+        b".a",
+        b"\xff\xfe",
+        b"a\nb",
+        b"-rf",
+        b"a\\b",
+    ] {
         assert!(Name::new(good).is_ok(), "{good:?}");
     }
 }
@@ -82,10 +98,16 @@ fn nothing_is_written_through_a_symlink() {
     assert!(refused.is_empty(), "{refused:?}");
     draft.place(&name("link"), false).unwrap();
     let after = fs::metadata(outside.join("passwd")).unwrap();
-    assert_eq!((before.uid(), before.mode(), before.mtime()), (after.uid(), after.mode(), after.mtime()));
+    assert_eq!(
+        (before.uid(), before.mode(), before.mtime()),
+        (after.uid(), after.mode(), after.mtime())
+    );
     let link = fs::symlink_metadata(inside.join("link")).unwrap();
     assert_eq!((link.uid(), link.gid()), (12345, 54321));
-    assert_eq!((link.mtime(), link.mtime_nsec()), (1_700_000_000, 123_456_789));
+    assert_eq!(
+        (link.mtime(), link.mtime_nsec()),
+        (1_700_000_000, 123_456_789)
+    );
     assert_eq!(entries(&outside), ["passwd"]);
     assert_eq!(entries(&inside), ["a", "dangling", "file", "link"]);
 }
@@ -131,7 +153,11 @@ fn links_are_made_only_to_the_file_that_was_written() {
     let (draft, _file) = folder.draft_file().unwrap();
     let identity = draft.identity().unwrap();
     draft.place(&name("one"), false).unwrap();
-    folder.draft_link(&folder, &name("one"), identity).unwrap().place(&name("two"), false).unwrap();
+    folder
+        .draft_link(&folder, &name("one"), identity)
+        .unwrap()
+        .place(&name("two"), false)
+        .unwrap();
     assert_eq!(fs::metadata(dir.path().join("two")).unwrap().nlink(), 2);
     // Over itself: the rename does nothing, and nothing may be left.
     let again = folder.draft_link(&folder, &name("one"), identity).unwrap();
@@ -140,19 +166,27 @@ fn links_are_made_only_to_the_file_that_was_written() {
     // Somebody put another file there.
     fs::remove_file(dir.path().join("one")).unwrap();
     symlink("/etc/passwd", dir.path().join("one")).unwrap();
-    let error = folder.draft_link(&folder, &name("one"), identity).unwrap_err();
+    let error = folder
+        .draft_link(&folder, &name("one"), identity)
+        .unwrap_err();
     assert_eq!(error.raw_os_error(), Some(nix::libc::ESTALE));
     assert_eq!(entries(dir.path()), ["one", "two"]);
 }
 
 #[test]
 fn metadata_is_kept_and_set_id_bits_only_with_the_owner() {
-    assert!(Uid::effective().is_root(), "this test sets owners: run it as root");
+    assert!(
+        Uid::effective().is_root(),
+        "this test sets owners: run it as root"
+    );
     let dir = tempfile::tempdir().unwrap();
     let folder = Folder::open(dir.path()).unwrap();
     let xattrs = [
         (b"user.colour".to_vec(), b"blue\0\xff".to_vec()),
-        (b"security.capability".to_vec(), b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec()),
+        (
+            b"security.capability".to_vec(),
+            b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec(),
+        ),
     ];
     for (owners, mode) in [(true, 0o6750), (false, 0o750)] {
         let (draft, file) = folder.draft_file().unwrap();
@@ -164,21 +198,36 @@ fn metadata_is_kept_and_set_id_bits_only_with_the_owner() {
         let meta = fs::metadata(&path).unwrap();
         assert_eq!(meta.mode() & 0o7777, mode);
         assert_eq!(meta.uid(), if owners { 12345 } else { 0 });
-        assert_eq!((meta.mtime(), meta.mtime_nsec()), (1_700_000_000, 123_456_789));
+        assert_eq!(
+            (meta.mtime(), meta.mtime_nsec()),
+            (1_700_000_000, 123_456_789)
+        );
         assert_eq!((meta.atime(), meta.atime_nsec()), (-5, 1));
-        assert_eq!(xattr::get(&path, "user.colour").unwrap().unwrap(), b"blue\0\xff");
+        assert_eq!(
+            xattr::get(&path, "user.colour").unwrap().unwrap(),
+            b"blue\0\xff"
+        );
         let capability = xattr::get(&path, "security.capability").unwrap();
         assert_eq!(capability.is_some(), owners);
     }
     // Special files are not opened.
     let draft = folder.draft_node(FileType::Fifo, 0).unwrap();
     let object = draft.unopened(FileType::Fifo).unwrap();
-    assert!(object.set(&attr(FileType::Fifo, 0o620), &[], true).is_empty());
+    assert!(
+        object
+            .set(&attr(FileType::Fifo, 0o620), &[], true)
+            .is_empty()
+    );
     draft.place(&name("pipe"), false).unwrap();
     let meta = fs::symlink_metadata(dir.path().join("pipe")).unwrap();
     assert!(meta.file_type().is_fifo());
-    assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.mtime()), (0o620, 12345, 1_700_000_000));
-    let draft = folder.draft_node(FileType::CharDevice, nix::sys::stat::makedev(1, 3)).unwrap();
+    assert_eq!(
+        (meta.mode() & 0o7777, meta.uid(), meta.mtime()),
+        (0o620, 12345, 1_700_000_000)
+    );
+    let draft = folder
+        .draft_node(FileType::CharDevice, nix::sys::stat::makedev(1, 3))
+        .unwrap();
     draft.place(&name("null"), false).unwrap();
     let meta = fs::symlink_metadata(dir.path().join("null")).unwrap();
     assert_eq!(meta.rdev(), nix::sys::stat::makedev(1, 3));
