@@ -1,0 +1,328 @@
+//! The daemon's side.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{Group, Uid};
+use sendense::{Error, Result};
+
+use super::client::Client;
+use super::message::{Answer, Request, Status};
+use super::{LOCK, REQUEST_LIMIT, SOCKET};
+
+/// A client has this long to say what it wants, and as long to take the answer.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// This many clients are answered at once; more are turned away.
+const CLIENTS: usize = 8;
+
+/// What the daemon answers. Called from several threads at once.
+pub(crate) trait ControlHandler: Send + Sync {
+    /// How the daemon is; must not wait for a disk.
+    fn status(&self) -> Status;
+    /// Releases the disk `<vm>/<backup>/disk<N>` (`latest` is a backup too);
+    /// answers with a sentence.
+    fn release(&self, path: &str) -> Result<String>;
+}
+
+/// The right to be the one daemon of a runtime folder. Given up when dropped, or
+/// when the process ends, however it ends.
+pub(crate) struct Instance {
+    listener: UnixListener,
+    socket: PathBuf,
+    // Held, never read: the lock is what makes this instance the only one.
+    _lock: Flock<File>,
+}
+
+impl Instance {
+    /// Makes the runtime folder (0750 for `group`, 0700 if there is no such
+    /// group), takes the lock, and opens the control socket in place of one that
+    /// a dead daemon left.
+    ///
+    /// # Errors
+    /// `Invalid` if a daemon is running already (its process id is named), or if
+    /// the folder belongs to somebody else; `Io` from the host.
+    pub(crate) fn claim(runtime_dir: &Path, group: &str) -> Result<Self> {
+        make_folder(runtime_dir, group)?;
+        let lock = take_lock(&runtime_dir.join(LOCK), runtime_dir)?;
+        let socket = runtime_dir.join(SOCKET);
+        clear_socket(&socket, runtime_dir)?;
+        let failed = |e| Error::io(socket.display().to_string(), e);
+        let listener = UnixListener::bind(&socket).map_err(failed)?;
+        let mode = if give_to_group(&socket, group) {
+            0o660
+        } else {
+            0o600
+        };
+        fs::set_permissions(&socket, fs::Permissions::from_mode(mode)).map_err(failed)?;
+        Ok(Self {
+            listener,
+            socket,
+            _lock: lock,
+        })
+    }
+
+    /// Answers requests until the returned server is dropped.
+    ///
+    /// # Errors
+    /// `Io` if no thread can be started.
+    pub(crate) fn serve(self, handler: Arc<dyn ControlHandler>) -> Result<Server> {
+        let listener = self
+            .listener
+            .try_clone()
+            .map_err(|e| Error::io(self.socket.display().to_string(), e))?;
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || accept(&listener, &handler))
+            .map_err(|e| Error::io("control thread", e))?;
+        Ok(Server {
+            instance: self,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // Before the lock goes: nobody else can have put a socket here.
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+/// The control socket at work.
+pub(crate) struct Server {
+    instance: Instance,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Wakes the thread that accepts: on Linux accept() then fails with EINVAL.
+        let _ = nix::sys::socket::shutdown(
+            self.instance.listener.as_raw_fd(),
+            nix::sys::socket::Shutdown::Both,
+        );
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn make_folder(path: &Path, group: &str) -> Result<()> {
+    let name = path.display().to_string();
+    let failed = |e| Error::io(name.clone(), e);
+    match fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+    {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            return Err(Error::Invalid(format!(
+                "runtime_dir {name}: is not a folder"
+            )));
+        }
+        Err(e) => return Err(failed(e)),
+    }
+    let meta = fs::metadata(path).map_err(failed)?;
+    let user = Uid::effective().as_raw();
+    if meta.uid() != user && user != 0 {
+        return Err(Error::Invalid(format!(
+            "runtime_dir {name} belongs to user {}; choose another, or remove it",
+            meta.uid()
+        )));
+    }
+    if meta.mode() & 0o002 != 0 {
+        return Err(Error::Invalid(format!(
+            "runtime_dir {name} is writable for every user of this host; choose a folder of the \
+             daemon's own"
+        )));
+    }
+    let mode = if give_to_group(path, group) {
+        0o750
+    } else {
+        0o700
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
+}
+
+/// Whether `path` belongs to `group` now.
+fn give_to_group(path: &Path, group: &str) -> bool {
+    let Ok(Some(group)) = Group::from_name(group) else {
+        return false;
+    };
+    nix::unistd::chown(path, None, Some(group.gid)).is_ok()
+}
+
+fn take_lock(path: &Path, runtime_dir: &Path) -> Result<Flock<File>> {
+    let failed = |e| Error::io(path.display().to_string(), e);
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(failed)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            lock.set_len(0).map_err(failed)?;
+            lock.rewind().map_err(failed)?;
+            writeln!(lock, "{}", std::process::id()).map_err(failed)?;
+            Ok(lock)
+        }
+        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            let mut text = String::new();
+            let _ = Read::by_ref(&mut file).take(32).read_to_string(&mut text);
+            Err(running(text.trim(), runtime_dir))
+        }
+        Err((_, errno)) => Err(failed(errno.into())),
+    }
+}
+
+fn running(pid: &str, runtime_dir: &Path) -> Error {
+    let pid = if pid.is_empty() {
+        String::new()
+    } else {
+        format!(" (process {pid})")
+    };
+    Error::Invalid(format!(
+        "already running{pid} with runtime_dir {}; stop it first, or choose another runtime_dir",
+        runtime_dir.display()
+    ))
+}
+
+/// Removes the socket of a daemon that is gone. We hold the lock; a daemon that
+/// answers nevertheless lost its lock file, and lives.
+fn clear_socket(socket: &Path, runtime_dir: &Path) -> Result<()> {
+    let failed = |e| Error::io(socket.display().to_string(), e);
+    match UnixStream::connect(socket) {
+        Ok(_) => {
+            let answer = Client::at(runtime_dir).ask(&Request::Status, Duration::from_secs(2));
+            let pid = match answer {
+                Ok(Answer::Status(status)) => status.pid.to_string(),
+                _ => String::new(),
+            };
+            Err(running(&pid, runtime_dir))
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
+            fs::remove_file(socket).map_err(failed)
+        }
+        Err(e) => Err(failed(e)),
+    }
+}
+
+fn accept(listener: &UnixListener, handler: &Arc<dyn ControlHandler>) {
+    let busy = Arc::new(AtomicUsize::new(0));
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => return,
+            Err(e) => {
+                tracing::warn!("control socket: {e}");
+                // No descriptors left, say: it would fail at once again.
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        let place = Place::take(&busy);
+        let (Some(place), handler) = (place, Arc::clone(handler)) else {
+            continue; // closed: the client says that the daemon hung up
+        };
+        let started = std::thread::Builder::new()
+            .name("control client".into())
+            .spawn(move || {
+                let _place = place;
+                if let Err(e) = converse(&stream, handler.as_ref()) {
+                    tracing::debug!("control socket: {e}");
+                }
+            });
+        if let Err(e) = started {
+            tracing::warn!("control socket: {e}");
+        }
+    }
+}
+
+/// One of the [`CLIENTS`] that are answered at once.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(busy: &Arc<AtomicUsize>) -> Option<Self> {
+        let place = Self(Arc::clone(busy));
+        (busy.fetch_add(1, Ordering::AcqRel) < CLIENTS).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Answers a client's requests until it hangs up.
+fn converse(stream: &UnixStream, handler: &dyn ControlHandler) -> std::io::Result<()> {
+    stream.set_write_timeout(Some(DEADLINE))?;
+    let mut reader = BufReader::new(Patient {
+        stream,
+        deadline: Instant::now(),
+    });
+    loop {
+        reader.get_mut().deadline = Instant::now() + DEADLINE;
+        let mut line = Vec::new();
+        (&mut reader)
+            .take(REQUEST_LIMIT)
+            .read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let complete = line.ends_with(b"\n");
+        let answer = match serde_json::from_slice::<Request>(&line) {
+            _ if !complete && line.len() as u64 >= REQUEST_LIMIT => Answer::Error {
+                message: format!("the request is longer than {REQUEST_LIMIT} bytes"),
+            },
+            Ok(Request::Status) => Answer::Status(Box::new(handler.status())),
+            Ok(Request::Release { path }) => match handler.release(&path) {
+                Ok(message) => Answer::Released { message },
+                Err(e) => Answer::Error {
+                    message: e.to_string(),
+                },
+            },
+            Err(e) => Answer::Error {
+                message: format!("the request is not understood: {e}"),
+            },
+        };
+        let mut line = serde_json::to_vec(&answer)?;
+        line.push(b'\n');
+        (&*stream).write_all(&line)?;
+        if !complete {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads with one deadline for a whole request, so that a client that sends a
+/// byte now and then does not keep its place.
+struct Patient<'a> {
+    stream: &'a UnixStream,
+    deadline: Instant,
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buf)
+    }
+}
