@@ -13,28 +13,11 @@ use bytes::BytesMut;
 use sendense::tree::{Node, Seek, Tree};
 use sendense::{Error, Result};
 
-use crate::config::Config;
-
 /// One read, in bytes.
 const PIECE: u64 = 1 << 20;
 
 /// Reads under way at once.
 const AHEAD: usize = 4;
-
-/// The tree of the configured catalog, without a mount.
-///
-/// # Errors
-/// From the catalog.
-pub(crate) fn open_tree(config: &Config) -> Result<Tree> {
-    // The one place where the attachments come in.
-    Err(Error::Unsupported {
-        what: format!(
-            "reading {} without a mount",
-            config.catalog_path().display()
-        ),
-        reason: "this build has no attachments".into(),
-    })
-}
 
 /// A path of the tree as the user gave it, without empty components and dots.
 ///

@@ -8,6 +8,7 @@
 // Only until `serve` is connected, which uses the rest of these modules.
 #![allow(dead_code, unused_imports)]
 
+mod attachments;
 mod browse;
 mod cat_command;
 mod config;
@@ -22,6 +23,7 @@ mod logging;
 mod ls_command;
 mod progress;
 mod release_command;
+mod serve;
 mod signals;
 mod status_command;
 mod terminal;
@@ -34,6 +36,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use sendense::{Error, Result};
 
+use crate::serve::Backups;
 use crate::config::{Config, Origin, Overrides, Sources};
 
 /// Every backup of every virtual machine as a folder.
@@ -127,14 +130,13 @@ fn run(line: CommandLine) -> Result<ExitCode> {
     let quiet = config.origin("log") == &Origin::Default && !matches!(line.command, Command::Serve);
     logging::start(if quiet { "warn" } else { &config.log })?;
     match line.command {
-        // The daemon itself is connected here: its module is given the configuration.
-        Command::Serve => Err(not_in_this_build("serve")),
+        Command::Serve => serve::run(&config).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status_command::run(&args, &config),
         Command::Release(args) => release_command::run(&args, &config),
         Command::Doctor(args) => doctor::run(&args, &config),
-        Command::Ls(args) => ls_command::run(&args, &browse::open_tree(&config)?),
-        Command::Cat(args) => cat_command::run(&args, &browse::open_tree(&config)?),
-        Command::Cp(args) => cp_command::run(&args, &browse::open_tree(&config)?),
+        Command::Ls(args) => ls_command::run(&args, &Backups::open(&config)?.tree),
+        Command::Cat(args) => cat_command::run(&args, &Backups::open(&config)?.tree),
+        Command::Cp(args) => cp_command::run(&args, &Backups::open(&config)?.tree),
         // The catalog's own module is connected here: it is given its arguments,
         // `config.catalog_path()` and `config.repositories`.
         Command::Catalog(args) => {

@@ -38,7 +38,7 @@ pub use read::ReadPlan;
 use crate::catalog::{Catalog, DiskRecord, Folder};
 use crate::error::{Error, Result};
 use crate::filesystem::{Attr, Extent, FileSystem, FileType, Time};
-use crate::image::BlockRead;
+use crate::image::{BlockRead, Completion};
 
 /// Attributes of a node of the tree; `attr.ino` is the tree's inode number.
 #[derive(Debug, Clone)]
@@ -455,17 +455,24 @@ impl Tree {
         }
     }
 
+    /// Reads up to `len` bytes of a file from `offset` and calls `done` once with
+    /// what there is (short only at the end of the file), or with the error.
+    pub fn read(&self, ino: u64, offset: u64, len: usize, done: Completion) {
+        match self.plan_read(ino, offset, len as u64) {
+            Ok(plan) => plan.carry_out(done),
+            Err(error) => done(Err(error)),
+        }
+    }
+
     /// Reads and waits; returns the number of bytes, short only at the end of
     /// the file.
     ///
     /// # Errors
     /// As [`Tree::plan_read`].
     pub fn read_at(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let plan = self.plan_read(ino, offset, buf.len() as u64)?;
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        plan.carry_out(Box::new(move |outcome| {
-            let _ = sender.send(outcome);
-        }));
+        let done = Box::new(move |outcome| drop(sender.send(outcome)));
+        self.read(ino, offset, buf.len(), done);
         let bytes = receiver
             .recv()
             .map_err(|_| Error::Invalid(format!("the read of inode {ino} was given up")))??;

@@ -242,11 +242,6 @@ pub struct VolumeReader {
 }
 
 impl VolumeReader {
-    /// Where the bytes lie.
-    pub fn mapping(&self) -> &Mapping {
-        &self.mapping
-    }
-
     /// A reader of the volume that `mapping` describes on `devices`.
     pub fn new(mapping: Mapping, devices: Vec<Arc<dyn BlockRead>>) -> Self {
         Self { mapping, devices }
