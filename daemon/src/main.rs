@@ -5,12 +5,10 @@
 //! comes back into one sentence and an exit code (0: done; 1: failed, or failed
 //! in part; 2: wrong usage; 130: interrupted).
 
-// Only until `serve` is connected, which uses the rest of these modules.
-#![allow(dead_code, unused_imports)]
-
 mod attachments;
 mod browse;
 mod cat_command;
+mod catalog_command;
 mod config;
 mod config_command;
 mod control;
@@ -28,7 +26,6 @@ mod signals;
 mod status_command;
 mod terminal;
 
-use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -75,17 +72,9 @@ enum Command {
     /// Copy files and folders out of a backup, without a mount
     Cp(cp_command::CpArgs),
     /// Which backups there are: scan, add, list, remove, import, export
-    #[command(disable_help_flag = true)]
-    Catalog(CatalogArgs),
+    Catalog(catalog_command::CatalogArgs),
     /// The effective configuration, and where each value came from
     Config(config_command::ConfigArgs),
-}
-
-/// Stands in for the arguments of the catalog's own module.
-#[derive(Debug, clap::Args)]
-struct CatalogArgs {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    rest: Vec<OsString>,
 }
 
 fn main() -> ExitCode {
@@ -137,23 +126,11 @@ fn run(line: CommandLine) -> Result<ExitCode> {
         Command::Ls(args) => ls_command::run(&args, &Backups::open(&config)?.tree),
         Command::Cat(args) => cat_command::run(&args, &Backups::open(&config)?.tree),
         Command::Cp(args) => cp_command::run(&args, &Backups::open(&config)?.tree),
-        // The catalog's own module is connected here: it is given its arguments,
-        // `config.catalog_path()` and `config.repositories`.
         Command::Catalog(args) => {
-            let first = args.rest.first().map(|word| format!(" {}", word.display()));
-            Err(not_in_this_build(&format!(
-                "catalog{}",
-                first.unwrap_or_default()
-            )))
+            catalog_command::run(&args, &config.catalog_path(), &config.repositories)
+                .map(|()| ExitCode::SUCCESS)
         }
         Command::Config(args) => config_command::run(&args, &config),
-    }
-}
-
-fn not_in_this_build(command: &str) -> Error {
-    Error::Unsupported {
-        what: command.to_owned(),
-        reason: "is not in this build".to_owned(),
     }
 }
 

@@ -43,7 +43,7 @@ impl Daemon {
 
     pub fn is_mounted(&self) -> bool {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        let ours = format!(" {} fuse.sendense ", self.mountpoint.display());
+        let ours = format!(" {} fuse", self.mountpoint.display());
         mounts.contains(&ours) && std::fs::metadata(&self.mountpoint).is_ok()
     }
 

@@ -3,7 +3,7 @@
 //!
 //! The tests need root (loop devices, mounts) and say so when they do not have
 //! it. Everything lives in one temporary folder per test and is gone after it.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod daemon;
