@@ -207,6 +207,14 @@ fn kind(path: &Path) -> String {
     }
 }
 
+/// Whether the nearest folder above `path` that is there lets us make one.
+fn can_be_made(path: &Path) -> bool {
+    path.ancestors()
+        .skip(1)
+        .find(|above| above.exists())
+        .is_some_and(|above| access(above, AccessFlags::W_OK | AccessFlags::X_OK).is_ok())
+}
+
 /// `state_dir` and `runtime_dir`: there and ours, or can be made.
 fn own_folder(key: &str, path: &Path, config: &Config) -> Finding {
     let shown = path.display();
@@ -215,14 +223,12 @@ fn own_folder(key: &str, path: &Path, config: &Config) -> Finding {
         config.uid
     );
     match fs::metadata(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            let above = path.ancestors().skip(1).find(|above| above.exists());
-            match above.map(|above| access(above, AccessFlags::W_OK | AccessFlags::X_OK)) {
-                Some(Ok(())) => Finding::ok(key, format!("{shown} will be made by serve")),
-                _ => Finding::fail(key, format!("{shown} is not there and cannot be made"))
-                    .mend(make),
+        Err(e) if e.kind() == ErrorKind::NotFound => match can_be_made(path) {
+            true => Finding::ok(key, format!("{shown} will be made by serve")),
+            false => {
+                Finding::fail(key, format!("{shown} is not there and cannot be made")).mend(make)
             }
-        }
+        },
         Err(e) => Finding::fail(key, format!("{shown}: {e}")),
         Ok(meta) if !meta.is_dir() => Finding::fail(key, format!("{shown} is not a folder"))
             .mend(format!("remove it, or set {key}")),
@@ -249,14 +255,11 @@ fn mountpoint(config: &Config) -> Finding {
     let path = &config.mountpoint;
     let shown = path.display();
     match fs::read_dir(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            let above = path.ancestors().skip(1).find(|above| above.exists());
-            match above.map(|above| access(above, AccessFlags::W_OK | AccessFlags::X_OK)) {
-                Some(Ok(())) => Finding::ok("mountpoint", format!("{shown} will be made by serve")),
-                _ => Finding::fail("mountpoint", format!("{shown} is not there"))
-                    .mend(format!("install -d {shown} (owned by user {})", config.uid)),
-            }
-        }
+        Err(e) if e.kind() == ErrorKind::NotFound => match can_be_made(path) {
+            true => Finding::ok("mountpoint", format!("{shown} will be made by serve")),
+            false => Finding::fail("mountpoint", format!("{shown} is not there"))
+                .mend(format!("install -d {shown} (owned by user {})", config.uid)),
+        },
         // What is left of a daemon that was killed; serve clears it.
         Err(e) if e.raw_os_error() == Some(nix::libc::ENOTCONN) => Finding::warn(
             "mountpoint",
@@ -309,6 +312,18 @@ fn gate(config: &Config) -> Finding {
             format!("only user {user} can enter (allow_other is off)"),
         );
     }
+    if let Some(parent) = config.mountpoint.parent().filter(|parent| !parent.exists()) {
+        let detail = format!("serve will make {} for its group only", parent.display());
+        return if gate::group_exists(&config.group) {
+            Finding::ok("gate", detail)
+        } else {
+            Finding::warn(
+                "gate",
+                format!("there is no group {}; {detail}", config.group),
+            )
+            .mend(gate::mend(config))
+        };
+    }
     match gate::inspect(&config.mountpoint, &config.group) {
         Ok(Gate::Open) => {
             let level = if config.gate == GatePolicy::Enforce {
@@ -338,9 +353,7 @@ fn gate(config: &Config) -> Finding {
                 format!("{folder} lets in its owner and the group {group} only"),
             )
         }
-        Err(e) => {
-            Finding::warn("gate", format!("cannot be examined yet: {e}")).mend(gate::mend(config))
-        }
+        Err(e) => Finding::warn("gate", format!("cannot be examined: {e}")),
     }
 }
 
