@@ -323,10 +323,12 @@ pub(crate) struct Sources {
 impl Sources {
     /// This process's environment and user.
     pub(crate) fn of_process(file: Option<PathBuf>, flags: Overrides) -> Self {
-        let file = file.or_else(|| {
-            let default = PathBuf::from(DEFAULT_FILE);
-            default.exists().then_some(default)
-        });
+        let file = file
+            .filter(|path| !path.as_os_str().is_empty())
+            .or_else(|| {
+                let default = PathBuf::from(DEFAULT_FILE);
+                default.exists().then_some(default)
+            });
         let uid = nix::unistd::geteuid().as_raw();
         Self {
             file,

@@ -223,13 +223,14 @@ fn own_folder(key: &str, path: &Path, config: &Config) -> Finding {
         config.uid
     );
     match fs::metadata(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => match can_be_made(path) {
-            true => Finding::ok(key, format!("{shown} will be made by serve")),
-            false => {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            if can_be_made(path) {
+                Finding::ok(key, format!("{shown} will be made by serve"))
+            } else {
                 Finding::fail(key, format!("{shown} is not there and cannot be made")).mend(make)
             }
-        },
-        Err(e) => Finding::fail(key, format!("{shown}: {e}")),
+        }
+        Err(e) => Finding::fail(key, format!("{shown}: {e}")).mend(make),
         Ok(meta) if !meta.is_dir() => Finding::fail(key, format!("{shown} is not a folder"))
             .mend(format!("remove it, or set {key}")),
         Ok(_) if access(path, AccessFlags::W_OK | AccessFlags::X_OK).is_err() => Finding::fail(
@@ -255,11 +256,14 @@ fn mountpoint(config: &Config) -> Finding {
     let path = &config.mountpoint;
     let shown = path.display();
     match fs::read_dir(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => match can_be_made(path) {
-            true => Finding::ok("mountpoint", format!("{shown} will be made by serve")),
-            false => Finding::fail("mountpoint", format!("{shown} is not there"))
-                .mend(format!("install -d {shown} (owned by user {})", config.uid)),
-        },
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            if can_be_made(path) {
+                Finding::ok("mountpoint", format!("{shown} will be made by serve"))
+            } else {
+                Finding::fail("mountpoint", format!("{shown} is not there"))
+                    .mend(format!("install -d {shown} (owned by user {})", config.uid))
+            }
+        }
         // What is left of a daemon that was killed; serve clears it.
         Err(e) if e.raw_os_error() == Some(nix::libc::ENOTCONN) => Finding::warn(
             "mountpoint",
