@@ -7,228 +7,24 @@
 //! the file before the defaults; every value remembers its [`Origin`], so that a
 //! bad one is refused by the name under which it was set.
 
+mod keys;
+mod values;
+
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sendense::{Error, Result};
 
+use self::keys::{Form, KEYS, Key, PREFIX, find, nearest, unknown, variable_name};
+use self::values::Values;
+pub(crate) use self::values::show_size;
+
 /// Read when no `--config` names another file, if it exists.
 pub(crate) const DEFAULT_FILE: &str = "/etc/sendense/sendense.toml";
-
-/// What the environment's variables start with.
-const PREFIX: &str = "SENDENSE_";
-
-/// The form of a value, as it is named in help and errors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// An absolute path.
-    Path,
-    /// Absolute paths.
-    Paths,
-    /// A whole number.
-    Number,
-    /// `90s`, `1h`.
-    Duration,
-    /// `64MiB`.
-    Size,
-    /// `true`, `false`, or one of a few words.
-    Word,
-    /// Free text.
-    Text,
-}
-
-impl Form {
-    /// The placeholder in the help text.
-    const fn placeholder(self) -> &'static str {
-        match self {
-            Self::Path => "PATH",
-            Self::Paths => "PATH[:PATH…]",
-            Self::Number => "N",
-            Self::Duration => "DURATION",
-            Self::Size => "SIZE",
-            Self::Word => "WORD",
-            Self::Text => "TEXT",
-        }
-    }
-}
-
-/// One key of the configuration.
-#[derive(Debug)]
-pub(crate) struct Key {
-    /// Its name in the file; the environment has `SENDENSE_<NAME>`.
-    pub(crate) name: &'static str,
-    /// Its name as a flag, without the dashes.
-    pub(crate) flag: &'static str,
-    /// What its value looks like.
-    pub(crate) form: Form,
-    /// The default, as one would write it.
-    pub(crate) default: &'static str,
-    /// What it does, in a sentence or two.
-    pub(crate) doc: &'static str,
-}
-
-const fn key(
-    name: &'static str,
-    flag: &'static str,
-    form: Form,
-    default: &'static str,
-    doc: &'static str,
-) -> Key {
-    Key {
-        name,
-        flag,
-        form,
-        default,
-        doc,
-    }
-}
-
-/// All keys. `state_dir` and `runtime_dir` have other defaults for an ordinary
-/// user; see [`default_value`].
-pub(crate) const KEYS: &[Key] = &[
-    key(
-        "mountpoint",
-        "mountpoint",
-        Form::Path,
-        "/srv/sendense/backups",
-        "The folder where the tree of backups appears.",
-    ),
-    key(
-        "repositories",
-        "repositories",
-        Form::Paths,
-        "",
-        "The folders that hold backup images. An image, its backing files and its data files are \
-         read only if they lie inside one of these. A list in the file; colons between the paths \
-         elsewhere.",
-    ),
-    key(
-        "state_dir",
-        "state-dir",
-        Form::Path,
-        "/var/lib/sendense",
-        "What is kept over restarts: the catalog (catalog.db). For an ordinary user the default \
-         is $XDG_STATE_HOME/sendense or ~/.local/state/sendense.",
-    ),
-    key(
-        "runtime_dir",
-        "runtime-dir",
-        Form::Path,
-        "/run/sendense",
-        "Sockets of the running daemon. For an ordinary user the default is \
-         $XDG_RUNTIME_DIR/sendense or /run/user/<uid>/sendense.",
-    ),
-    key(
-        "slots",
-        "slots",
-        Form::Number,
-        "8",
-        "How many disks are attached at once (1 to 10000). One more releases the least recently \
-         used.",
-    ),
-    key(
-        "idle_timeout",
-        "idle-timeout",
-        Form::Duration,
-        "1h",
-        "A disk that nobody read for so long is released.",
-    ),
-    key(
-        "sweep_interval",
-        "sweep-interval",
-        Form::Duration,
-        "60s",
-        "How often idle disks are looked for.",
-    ),
-    key(
-        "cache_size",
-        "cache-size",
-        Form::Size,
-        "64MiB",
-        "Memory for the metadata blocks of all disks together (at least 1MiB).",
-    ),
-    key(
-        "xattrs",
-        "xattrs",
-        Form::Word,
-        "true",
-        "Whether the tree shows extended attributes and ACLs (true or false). Without them \
-         listings of large folders are faster.",
-    ),
-    key(
-        "listen",
-        "listen",
-        Form::Text,
-        "127.0.0.1:8082",
-        "Address and port of the HTTP side. Checked, but not used yet: nothing listens there so \
-         far.",
-    ),
-    key(
-        "request_timeout",
-        "request-timeout",
-        Form::Duration,
-        "30s",
-        "How long one read may take, a restart of qemu-nbd included, before it is an error.",
-    ),
-    key(
-        "start_timeout",
-        "start-timeout",
-        Form::Duration,
-        "10s",
-        "How long qemu-nbd may take to open an image.",
-    ),
-    key(
-        "connections",
-        "connections",
-        Form::Number,
-        "2",
-        "Connections to the qemu-nbd of each disk (1 to 16). More than two help only many readers \
-         of one disk.",
-    ),
-    key(
-        "read_ahead",
-        "read-ahead",
-        Form::Size,
-        "1MiB",
-        "How far the kernel reads ahead in the mounted tree (root only; up to 16MiB; 0 leaves the \
-         kernel's default).",
-    ),
-    key(
-        "allow_other",
-        "allow-other",
-        Form::Word,
-        "auto",
-        "Whether other users than the daemon's may enter the mounted tree: true, false, or auto \
-         (true for root).",
-    ),
-    key(
-        "gate",
-        "gate",
-        Form::Word,
-        "enforce",
-        "What to do if every user of this host could reach the mounted tree: enforce (do not \
-         start) or warn.",
-    ),
-    key(
-        "group",
-        "group",
-        Form::Text,
-        "sendense",
-        "The group whose members may read all backups and ask the daemon for its status.",
-    ),
-    key(
-        "log",
-        "log",
-        Form::Text,
-        "info",
-        "What is logged: error, warn, info, debug, trace, or a filter such as \
-         info,sendense::image=debug.",
-    ),
-];
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -323,10 +119,12 @@ pub(crate) struct Sources {
 impl Sources {
     /// This process's environment and user.
     pub(crate) fn of_process(file: Option<PathBuf>, flags: Overrides) -> Self {
-        let file = file.or_else(|| {
-            let default = PathBuf::from(DEFAULT_FILE);
-            default.exists().then_some(default)
-        });
+        let file = file
+            .filter(|path| !path.as_os_str().is_empty())
+            .or_else(|| {
+                let default = PathBuf::from(DEFAULT_FILE);
+                default.exists().then_some(default)
+            });
         let uid = nix::unistd::geteuid().as_raw();
         Self {
             file,
@@ -594,10 +392,6 @@ fn from_environment(sources: &Sources, key: &Key) -> Option<Written> {
     })
 }
 
-fn variable_name(key: &Key) -> String {
-    format!("{PREFIX}{}", key.name.to_ascii_uppercase())
-}
-
 /// The default, which for two folders depends on the user.
 fn default_value(key: &Key, sources: &Sources) -> Written {
     let home = |variable: &str, below: &str| {
@@ -690,10 +484,6 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn find(name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.name == name)
-}
-
 /// A variable that is nearly one of ours is a mistake; one that is not is
 /// somebody else's.
 fn refuse_near_misses(environment: &[(OsString, OsString)]) -> Result<()> {
@@ -708,191 +498,6 @@ fn refuse_near_misses(environment: &[(OsString, OsString)]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn unknown(what: &str, name: &str) -> String {
-    let bare = name
-        .strip_prefix(PREFIX)
-        .unwrap_or(name)
-        .to_ascii_lowercase();
-    match nearest(&bare) {
-        Some(key) if what == "variable" => {
-            format!(
-                "unknown {what} {name}; did you mean {}?",
-                variable_name(key)
-            )
-        }
-        Some(key) => format!("unknown {what} {name:?}; did you mean {:?}?", key.name),
-        None => format!("unknown {what} {name:?}; `sendense config --explain` lists them all"),
-    }
-}
-
-/// The key that `name` may have been meant to be.
-fn nearest(name: &str) -> Option<&'static Key> {
-    let name = name.replace('-', "_");
-    KEYS.iter()
-        .map(|key| (distance(key.name, &name), key))
-        .filter(|(distance, key)| *distance <= 2 && *distance < key.name.len() / 2 + 1)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, key)| key)
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        let mut next = vec![left];
-        for (cb, &above) in b.chars().zip(row.iter().skip(1)) {
-            left = (diagonal + usize::from(ca != cb))
-                .min(above + 1)
-                .min(left + 1);
-            diagonal = above;
-            next.push(left);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(0)
-}
-
-/// Turns words into values; every refusal names the key and where it was set.
-struct Values {
-    written: Vec<(&'static Key, Written)>,
-}
-
-impl Values {
-    fn get(&self, name: &str) -> Result<&Written> {
-        self.written
-            .iter()
-            .find(|(key, _)| key.name == name)
-            .map(|(_, written)| written)
-            .ok_or_else(|| Error::Invalid(format!("{name}: no such key")))
-    }
-
-    fn refuse(&self, name: &str, reason: &str) -> Error {
-        let origin = self.get(name).map_or(Origin::Default, |w| w.origin.clone());
-        Error::Invalid(match origin {
-            Origin::Default => format!("{name}: {reason}"),
-            // The flag's or the variable's name is the key's already.
-            Origin::Flag(_) | Origin::Environment(_) => format!("{origin}: {reason}"),
-            Origin::File(..) => format!("{origin}: {name}: {reason}"),
-        })
-    }
-
-    fn word_of(&self, name: &str) -> Result<&OsStr> {
-        let written = self.get(name)?;
-        match written.words.last() {
-            Some(word) if !word.is_empty() && !written.list => Ok(word),
-            _ => Err(self.refuse(name, "must not be empty")),
-        }
-    }
-
-    fn text(&self, name: &str) -> Result<String> {
-        match self.word_of(name)?.to_str() {
-            Some(text) => Ok(text.to_owned()),
-            None => Err(self.refuse(name, "must be UTF-8 text")),
-        }
-    }
-
-    fn absolute(&self, name: &str, word: &OsStr) -> Result<PathBuf> {
-        let path = Path::new(word);
-        if !path.is_absolute() {
-            let reason = format!(
-                "{word:?} is relative; give the absolute path, the daemon has no working folder"
-            );
-            return Err(self.refuse(name, &reason));
-        }
-        if path.components().any(|c| c == Component::ParentDir) {
-            return Err(self.refuse(name, &format!("{word:?} must not contain `..`")));
-        }
-        if path.parent().is_none() {
-            return Err(self.refuse(name, "must not be the root folder"));
-        }
-        Ok(path.components().collect())
-    }
-
-    fn path(&self, name: &str) -> Result<PathBuf> {
-        self.absolute(name, self.word_of(name)?)
-    }
-
-    fn paths(&self, name: &str) -> Result<Vec<PathBuf>> {
-        let words = &self.get(name)?.words;
-        words.iter().map(|word| self.absolute(name, word)).collect()
-    }
-
-    fn number(&self, name: &str, least: usize, most: usize, zero: &str) -> Result<usize> {
-        let text = self.text(name)?;
-        match text.parse::<usize>() {
-            Ok(0) if least > 0 => Err(self.refuse(name, &format!("must not be 0: {zero}"))),
-            Ok(number) if (least..=most).contains(&number) => Ok(number),
-            Ok(number) => {
-                Err(self.refuse(name, &format!("{number} is not between {least} and {most}")))
-            }
-            Err(_) => Err(self.refuse(
-                name,
-                &format!("{text:?} is not a whole number ({least} to {most})"),
-            )),
-        }
-    }
-
-    fn duration(&self, name: &str) -> Result<Duration> {
-        let text = self.text(name)?;
-        match humantime::parse_duration(&text) {
-            Ok(Duration::ZERO) => Err(self.refuse(name, "must be longer than 0")),
-            // Far more would overflow a deadline.
-            Ok(duration) if duration.as_secs() > 10 * 365 * 86_400 => {
-                Err(self.refuse(name, "must not be longer than ten years"))
-            }
-            Ok(duration) => Ok(duration),
-            Err(_) => Err(self.refuse(
-                name,
-                &format!("{text:?} is not a duration with its unit, such as 500ms, 90s, 5m or 1h"),
-            )),
-        }
-    }
-
-    fn size(&self, name: &str, least: u64, most: u64) -> Result<u64> {
-        let text = self.text(name)?;
-        let size = text
-            .parse::<bytesize::ByteSize>()
-            .map_err(|_| self.refuse(name, &format!("{text:?} is not a size, such as 64MiB")))?
-            .as_u64();
-        if size == 0 && least > 0 {
-            return Err(self.refuse(
-                name,
-                &format!("must not be 0; at least {}", show_size(least)),
-            ));
-        }
-        if !(least..=most).contains(&size) {
-            let (least, most) = (show_size(least), show_size(most));
-            return Err(self.refuse(name, &format!("{text} is not between {least} and {most}")));
-        }
-        Ok(size)
-    }
-
-    fn word<T: Copy>(&self, name: &str, words: &[(&str, T)]) -> Result<T> {
-        let text = self.text(name)?;
-        words
-            .iter()
-            .find(|(word, _)| *word == text)
-            .map(|(_, value)| *value)
-            .ok_or_else(|| {
-                let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-                self.refuse(name, &format!("{text:?} is not one of {}", all.join(", ")))
-            })
-    }
-
-    fn parsed<T: std::str::FromStr>(&self, name: &str, wanted: &str) -> Result<T> {
-        let text = self.text(name)?;
-        text.parse()
-            .map_err(|_| self.refuse(name, &format!("{text:?} is not {wanted}")))
-    }
-}
-
-/// A size as people read it.
-pub(crate) fn show_size(bytes: u64) -> String {
-    bytesize::ByteSize(bytes).to_string()
 }
 
 #[cfg(test)]

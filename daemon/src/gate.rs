@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group};
@@ -50,15 +50,20 @@ pub(crate) enum Gate {
     Open,
 }
 
-/// Looks at the folders above `mountpoint`.
+/// Looks at the folders above `mountpoint`; those that are not there yet keep
+/// nobody out.
 ///
 /// # Errors
-/// `Io` for a folder that is not there or cannot be examined.
+/// `Io` for a folder that cannot be examined.
 pub(crate) fn inspect(mountpoint: &Path, group: &str) -> Result<Gate> {
     let real = settle(mountpoint)?;
     // From the inside out; the mountpoint itself is skipped.
     for folder in real.ancestors().skip(1) {
-        let meta = fs::metadata(folder).map_err(|e| Error::io(folder.display().to_string(), e))?;
+        let meta = match fs::metadata(folder) {
+            Ok(meta) => meta,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(Error::io(folder.display().to_string(), e)),
+        };
         if meta.mode() & 0o001 == 0 {
             let name = group_name(meta.gid());
             let group_right = name == group || meta.mode() & 0o010 == 0;
@@ -70,6 +75,38 @@ pub(crate) fn inspect(mountpoint: &Path, group: &str) -> Result<Gate> {
         }
     }
     Ok(Gate::Open)
+}
+
+/// Makes the mountpoint if it is not there. A folder above it that has to be
+/// made, too, becomes the gate: 0750, for the configured group.
+///
+/// # Errors
+/// `Io` naming the folder that cannot be made.
+pub(crate) fn make_mountpoint(config: &Config) -> Result<()> {
+    // Not `exists()`: what a dead daemon left there cannot be examined, and is.
+    let absent = |path: &Path| matches!(fs::symlink_metadata(path), Err(e) if e.kind() == io::ErrorKind::NotFound);
+    let failed = |path: &Path, e| Error::io(path.display().to_string(), e);
+    if let Some(parent) = config.mountpoint.parent()
+        && absent(parent)
+    {
+        if let Some(above) = parent.parent() {
+            fs::create_dir_all(above).map_err(|e| failed(above, e))?;
+        }
+        let mut builder = fs::DirBuilder::new();
+        builder
+            .mode(0o750)
+            .create(parent)
+            .map_err(|e| failed(parent, e))?;
+        if let Ok(Some(group)) = Group::from_name(&config.group)
+            && let Err(errno) = nix::unistd::chown(parent, None, Some(group.gid))
+        {
+            tracing::warn!("{}: group {}: {errno}", parent.display(), config.group);
+        }
+    }
+    if absent(&config.mountpoint) {
+        fs::create_dir(&config.mountpoint).map_err(|e| failed(&config.mountpoint, e))?;
+    }
+    Ok(())
 }
 
 /// What `serve` asks before it mounts: refuses an open gate, or warns of it.
@@ -295,6 +332,23 @@ mod tests {
             inspect(&mountpoint, "root").unwrap(),
             Gate::Closed { .. }
         ));
+    }
+
+    #[test]
+    fn a_mountpoint_that_is_made_is_behind_a_gate() {
+        let dir = open_folder();
+        let mountpoint = dir.path().join("above/gate/backups");
+        let config = config(&[("MOUNTPOINT", &mountpoint), ("GROUP", Path::new("daemon"))]);
+        assert_eq!(inspect(&mountpoint, "daemon").unwrap(), Gate::Open);
+        make_mountpoint(&config).unwrap();
+        assert!(mountpoint.is_dir());
+        let closed = Gate::Closed {
+            folder: dir.path().join("above/gate").canonicalize().unwrap(),
+            group: "daemon".into(),
+            group_right: true,
+        };
+        assert_eq!(inspect(&mountpoint, "daemon").unwrap(), closed);
+        make_mountpoint(&config).unwrap();
     }
 
     #[test]

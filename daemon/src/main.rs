@@ -19,6 +19,7 @@ mod doctor;
 mod gate;
 mod logging;
 mod ls_command;
+mod process;
 mod progress;
 mod release_command;
 mod serve;

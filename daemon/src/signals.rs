@@ -113,3 +113,21 @@ pub(crate) fn interruption() -> Result<Arc<AtomicBool>> {
     }
     Ok(flag)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // One test, one signal: a second one ends the process, as it should.
+    #[test]
+    fn the_first_signal_asks() {
+        let shutdown = Shutdown::install().unwrap();
+        assert_eq!(shutdown.wait_for(Duration::from_millis(10)), None);
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        let reason = shutdown.wait_for(Duration::from_secs(5));
+        assert_eq!(reason, Some(Reason::Signal(SIGTERM)));
+        assert_eq!(Reason::Signal(SIGTERM).to_string(), "SIGTERM");
+        shutdown.stopper().stop();
+        assert_eq!(shutdown.wait(), Reason::Asked);
+    }
+}

@@ -44,8 +44,8 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// Makes the runtime folder (0750 for `group`, 0700 if there is no such
-    /// group), takes the lock, and opens the control socket in place of one that
+    /// Makes the runtime folder if it is not there (0750 for `group`, 0700 if there
+    /// is no such group), takes the lock, and opens the control socket in place of one that
     /// a dead daemon left.
     ///
     /// # Errors
@@ -120,21 +120,29 @@ impl Drop for Server {
 fn make_folder(path: &Path, group: &str) -> Result<()> {
     let name = path.display().to_string();
     let failed = |e| Error::io(name.clone(), e);
-    match fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-    {
-        Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-            return Err(Error::Invalid(format!(
-                "runtime_dir {name}: is not a folder"
-            )));
+    if let Some(above) = path.parent() {
+        fs::create_dir_all(above).map_err(failed)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {
+            // Only a folder that we made: another may be everybody's, as /run is.
+            let mode = if give_to_group(path, group) {
+                0o750
+            } else {
+                0o700
+            };
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
         }
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
         Err(e) => return Err(failed(e)),
     }
     let meta = fs::metadata(path).map_err(failed)?;
     let user = Uid::effective().as_raw();
+    if !meta.is_dir() {
+        return Err(Error::Invalid(format!(
+            "runtime_dir {name}: is not a folder"
+        )));
+    }
     if meta.uid() != user && user != 0 {
         return Err(Error::Invalid(format!(
             "runtime_dir {name} belongs to user {}; choose another, or remove it",
@@ -147,12 +155,7 @@ fn make_folder(path: &Path, group: &str) -> Result<()> {
              daemon's own"
         )));
     }
-    let mode = if give_to_group(path, group) {
-        0o750
-    } else {
-        0o700
-    };
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
+    Ok(())
 }
 
 /// Whether `path` belongs to `group` now.

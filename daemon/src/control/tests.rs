@@ -96,6 +96,11 @@ fn the_socket_is_private() {
     assert_eq!(mode(&runtime), 0o700);
     assert_eq!(mode(&runtime.join(SOCKET)), 0o600);
     drop(instance);
+    // A folder that was there is left as it is.
+    let instance = Instance::claim(&runtime, "root").unwrap();
+    assert_eq!(mode(&runtime), 0o700);
+    drop(instance);
+    let runtime = dir.path().join("new");
     let _instance = Instance::claim(&runtime, "root").unwrap();
     assert_eq!(mode(&runtime), 0o750);
     assert_eq!(mode(&runtime.join(SOCKET)), 0o660);

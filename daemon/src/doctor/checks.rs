@@ -207,6 +207,14 @@ fn kind(path: &Path) -> String {
     }
 }
 
+/// Whether the nearest folder above `path` that is there lets us make one.
+fn can_be_made(path: &Path) -> bool {
+    path.ancestors()
+        .skip(1)
+        .find(|above| above.exists())
+        .is_some_and(|above| access(above, AccessFlags::W_OK | AccessFlags::X_OK).is_ok())
+}
+
 /// `state_dir` and `runtime_dir`: there and ours, or can be made.
 fn own_folder(key: &str, path: &Path, config: &Config) -> Finding {
     let shown = path.display();
@@ -216,14 +224,13 @@ fn own_folder(key: &str, path: &Path, config: &Config) -> Finding {
     );
     match fs::metadata(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            let above = path.ancestors().skip(1).find(|above| above.exists());
-            match above.map(|above| access(above, AccessFlags::W_OK | AccessFlags::X_OK)) {
-                Some(Ok(())) => Finding::ok(key, format!("{shown} will be made by serve")),
-                _ => Finding::fail(key, format!("{shown} is not there and cannot be made"))
-                    .mend(make),
+            if can_be_made(path) {
+                Finding::ok(key, format!("{shown} will be made by serve"))
+            } else {
+                Finding::fail(key, format!("{shown} is not there and cannot be made")).mend(make)
             }
         }
-        Err(e) => Finding::fail(key, format!("{shown}: {e}")),
+        Err(e) => Finding::fail(key, format!("{shown}: {e}")).mend(make),
         Ok(meta) if !meta.is_dir() => Finding::fail(key, format!("{shown} is not a folder"))
             .mend(format!("remove it, or set {key}")),
         Ok(_) if access(path, AccessFlags::W_OK | AccessFlags::X_OK).is_err() => Finding::fail(
@@ -250,11 +257,11 @@ fn mountpoint(config: &Config) -> Finding {
     let shown = path.display();
     match fs::read_dir(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            let above = path.ancestors().skip(1).find(|above| above.exists());
-            match above.map(|above| access(above, AccessFlags::W_OK | AccessFlags::X_OK)) {
-                Some(Ok(())) => Finding::ok("mountpoint", format!("{shown} will be made by serve")),
-                _ => Finding::fail("mountpoint", format!("{shown} is not there"))
-                    .mend(format!("install -d {shown} (owned by user {})", config.uid)),
+            if can_be_made(path) {
+                Finding::ok("mountpoint", format!("{shown} will be made by serve"))
+            } else {
+                Finding::fail("mountpoint", format!("{shown} is not there"))
+                    .mend(format!("install -d {shown} (owned by user {})", config.uid))
             }
         }
         // What is left of a daemon that was killed; serve clears it.
@@ -309,6 +316,18 @@ fn gate(config: &Config) -> Finding {
             format!("only user {user} can enter (allow_other is off)"),
         );
     }
+    if let Some(parent) = config.mountpoint.parent().filter(|parent| !parent.exists()) {
+        let detail = format!("serve will make {} for its group only", parent.display());
+        return if gate::group_exists(&config.group) {
+            Finding::ok("gate", detail)
+        } else {
+            Finding::warn(
+                "gate",
+                format!("there is no group {}; {detail}", config.group),
+            )
+            .mend(gate::mend(config))
+        };
+    }
     match gate::inspect(&config.mountpoint, &config.group) {
         Ok(Gate::Open) => {
             let level = if config.gate == GatePolicy::Enforce {
@@ -338,9 +357,7 @@ fn gate(config: &Config) -> Finding {
                 format!("{folder} lets in its owner and the group {group} only"),
             )
         }
-        Err(e) => {
-            Finding::warn("gate", format!("cannot be examined yet: {e}")).mend(gate::mend(config))
-        }
+        Err(e) => Finding::warn("gate", format!("cannot be examined: {e}")),
     }
 }
 
