@@ -39,6 +39,7 @@ pub use scan::{ScanEvent, ScanOptions, ScanSummary};
 pub use shapes::{Backup, BackupDisk, BackupSummary, VmContext, VmDisk, VmDisks};
 
 use crate::error::{Error, Result};
+use nix::unistd::{AccessFlags, access};
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{DirBuilder, OpenOptions};
@@ -206,7 +207,7 @@ impl Catalog {
     pub fn open_read_only(path: &Path) -> Result<Self> {
         let fail = |e: String| Error::Catalog(format!("{}: cannot be read: {e}", path.display()));
         // SQLite says the same for every cause; the kernel says which.
-        std::fs::File::open(path).map_err(|e| fail(e.to_string()))?;
+        access(path, AccessFlags::R_OK).map_err(|e| fail(io::Error::from(e).to_string()))?;
         let mut failed = None;
         for access in [Access::ReadOnly, Access::Frozen] {
             if access == Access::Frozen && has_log(path) {
@@ -299,6 +300,9 @@ impl Catalog {
 
 /// Makes the file and its directory, for this user alone, if they are not there,
 /// and checks that it can be written.
+///
+/// A file that is there is not opened: closing it again would drop the locks
+/// that SQLite holds on it for other connections of this process (fcntl(2)).
 fn create(path: &Path) -> io::Result<()> {
     if let Some(parent) = path
         .parent()
@@ -309,14 +313,18 @@ fn create(path: &Path) -> io::Result<()> {
             .mode(0o700)
             .create(parent)?;
     }
-    OpenOptions::new()
-        .read(true)
+    let made = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(false)
+        .create_new(true)
         .mode(0o600)
-        .open(path)?;
-    Ok(())
+        .open(path);
+    match made {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            Ok(access(path, AccessFlags::R_OK | AccessFlags::W_OK)?)
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// Whether there are changes that are not in the database file yet.

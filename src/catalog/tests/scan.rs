@@ -331,9 +331,18 @@ fn an_image_that_is_written_is_not_complete() {
         .args([&socket, &image])
         .spawn()
         .expect("qemu-nbd is needed");
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !socket.exists() {
-        assert!(Instant::now() < deadline);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // Until QEMU itself says so.
+    loop {
+        let info = Command::new("qemu-img")
+            .args(["info", "-f", "qcow2"])
+            .arg(&image)
+            .output()
+            .unwrap();
+        if String::from_utf8_lossy(&info.stderr).contains("lock") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{info:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
     let during = world.scan();
