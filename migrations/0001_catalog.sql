@@ -92,6 +92,7 @@ CREATE TABLE backup_disks (
 );
 CREATE INDEX backup_disks_job ON backup_disks (backup_job_id, disk_index);
 CREATE INDEX backup_disks_path ON backup_disks (qcow2_path);
+CREATE INDEX backup_disks_backing ON backup_disks (backing_path) WHERE backing_path IS NOT NULL;
 CREATE INDEX backup_disks_missing ON backup_disks (id) WHERE status = 'missing';
 CREATE UNIQUE INDEX backup_disks_live ON backup_disks (backup_job_id, disk_index)
     WHERE status <> 'missing';

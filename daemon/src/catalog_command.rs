@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// Which backups there are.
 #[derive(Debug, Args)]
-pub struct CatalogArgs {
+pub(crate) struct CatalogArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -127,13 +127,15 @@ enum RepositoryCommand {
 /// # Errors
 /// What the library says; the output cannot be written. A reader that has gone
 /// away (`… | head`) is no error.
-pub fn run(args: &CatalogArgs, catalog_path: &Path, repositories: &[PathBuf]) -> Result<()> {
+pub(crate) fn run(args: &CatalogArgs, catalog_path: &Path, repositories: &[PathBuf]) -> Result<()> {
     let mut out = io::stdout().lock();
     let read_only = matches!(
         args.command,
         Command::List { .. }
             | Command::Export { .. }
-            | Command::Repository { command: RepositoryCommand::List }
+            | Command::Repository {
+                command: RepositoryCommand::List
+            }
     );
     // Whoever only looks needs no right to write.
     let catalog = match Catalog::open(catalog_path) {
@@ -141,12 +143,27 @@ pub fn run(args: &CatalogArgs, catalog_path: &Path, repositories: &[PathBuf]) ->
         opened => opened,
     }?;
     match &args.command {
-        Command::Scan { repository, kind, verbose } => {
-            let options = ScanOptions { kind: *kind, ..ScanOptions::default() };
+        Command::Scan {
+            repository,
+            kind,
+            verbose,
+        } => {
+            let options = ScanOptions {
+                kind: *kind,
+                ..ScanOptions::default()
+            };
             let summary = scan(&catalog, repository, &options, *verbose)?;
             say(&mut out, &describe_scan(&summary, *verbose))
         }
-        Command::Add { image, vm, disk, backup, time, context, format } => {
+        Command::Add {
+            image,
+            vm,
+            disk,
+            backup,
+            time,
+            context,
+            format,
+        } => {
             let new = NewImage {
                 vm: vm.clone(),
                 disk_index: *disk,
@@ -157,12 +174,19 @@ pub fn run(args: &CatalogArgs, catalog_path: &Path, repositories: &[PathBuf]) ->
                 format: format.clone(),
             };
             let backup = catalog.add_image(&new, repositories)?;
-            say(&mut out, &format!("recorded as {}/{}/disk{disk}\n", plain(vm), plain(&backup)))
+            say(
+                &mut out,
+                &format!("recorded as {}/{}/disk{disk}\n", plain(vm), plain(&backup)),
+            )
         }
         Command::Repository { command } => repository(&catalog, command, repositories, &mut out),
         Command::List { vm, json } => {
             let backups = catalog.backup_summaries(vm.as_deref(), None)?;
-            let text = if *json { as_json(&backups)? } else { as_table(&backups) };
+            let text = if *json {
+                as_json(&backups)?
+            } else {
+                as_table(&backups)
+            };
             say(&mut out, &text)
         }
         Command::Remove { what } => {
@@ -218,7 +242,10 @@ fn export(catalog: &Catalog, file: &Path) -> Result<()> {
         .and_then(|to| {
             let mut to = io::BufWriter::new(to);
             catalog.export(&mut to)?;
-            to.into_inner().map_err(|e| fail(e.into_error()))?.sync_all().map_err(fail)
+            to.into_inner()
+                .map_err(|e| fail(e.into_error()))?
+                .sync_all()
+                .map_err(fail)
         })
         .and_then(|()| std::fs::rename(&beside, file).map_err(fail));
     if written.is_err() {
@@ -263,7 +290,10 @@ fn repository(
         RepositoryCommand::Remove { path } => {
             catalog.remove_repository(path)?;
             let path = plain(&path.display().to_string());
-            say(out, &format!("removed {path} from the catalog; the directory is untouched\n"))
+            say(
+                out,
+                &format!("removed {path} from the catalog; the directory is untouched\n"),
+            )
         }
     }
 }
@@ -302,7 +332,11 @@ fn scan(
                 name(target)
             ),
             ScanEvent::Unreadable { path, reason } => {
-                format!("{}: {}; what is known of it stays", name(path), plain(reason))
+                format!(
+                    "{}: {}; what is known of it stays",
+                    name(path),
+                    plain(reason)
+                )
             }
             ScanEvent::Failed { path, reason } => {
                 format!("{}: {}", name(path), plain(reason))
@@ -330,7 +364,10 @@ fn describe_scan(summary: &ScanSummary, verbose: bool) -> String {
     );
     let hint = if verbose { "" } else { " (-v names them)" };
     for (count, what) in [
-        (summary.in_progress, "being written; scan again when they are complete"),
+        (
+            summary.in_progress,
+            "being written; scan again when they are complete",
+        ),
         (summary.unknown, &*format!("other files left out{hint}")),
         (summary.outside, "links out of the repository not followed"),
         (summary.unreadable, "folders or files could not be read"),
@@ -366,7 +403,10 @@ fn as_json(backups: &[BackupSummary]) -> Result<String> {
         backups: &'a [BackupSummary],
         total_count: usize,
     }
-    let answer = Answer { backups, total_count: backups.len() };
+    let answer = Answer {
+        backups,
+        total_count: backups.len(),
+    };
     let text = serde_json::to_string_pretty(&answer)
         .map_err(|e| Error::Catalog(format!("the list as JSON: {e}")))?;
     Ok(text + "\n")

@@ -16,8 +16,14 @@ use std::io::{Read, Write};
 
 /// No catalog is larger; a document is held in memory while it is imported.
 const MAX_DOCUMENT: u64 = 1 << 30;
-const DISK_STATES: &[&str] =
-    &["pending", "started", "in_progress", "completed", "failed", "missing"];
+const DISK_STATES: &[&str] = &[
+    "pending",
+    "started",
+    "in_progress",
+    "completed",
+    "failed",
+    "missing",
+];
 const BACKUP_STATES: &[&str] = &["started", "in_progress", "completed", "failed"];
 /// No disk is larger, in gigabytes.
 const MAX_GB: f64 = 1e12;
@@ -60,7 +66,11 @@ impl Catalog {
             let repositories = snapshot
                 .prepare("SELECT CAST(id AS TEXT), path, kind FROM repositories ORDER BY id")?
                 .query_map([], |row| {
-                    Ok(RepositoryShape { id: row.get(0)?, path: row.get(1)?, kind: row.get(2)? })
+                    Ok(RepositoryShape {
+                        id: row.get(0)?,
+                        path: row.get(1)?,
+                        kind: row.get(2)?,
+                    })
                 })?
                 .collect::<rusqlite::Result<_>>()?;
             Ok(Document {
@@ -92,9 +102,8 @@ impl Catalog {
             .iter()
             .any(|name| root.field(name).is_some())
         {
-            return Err(root.fail(
-                "has none of the fields `repositories`, `vm_contexts`, `disks`, `backups`",
-            ));
+            return Err(root
+                .fail("has none of the fields `repositories`, `vm_contexts`, `disks`, `backups`"));
         }
         self.write(|connection| {
             let mut import = Import {
@@ -132,7 +141,9 @@ impl Import<'_> {
         for item in root.objects("repositories")? {
             let path = item.required("path")?.path()?;
             let kind = item.field("kind").map(|at| {
-                at.text()?.parse::<super::RepositoryKind>().map_err(|why| at.fail(why))
+                at.text()?
+                    .parse::<super::RepositoryKind>()
+                    .map_err(|why| at.fail(why))
             });
             let kind = kind.transpose()?;
             let given = item.field("id").map(|at| at.id()).transpose()?;
@@ -175,9 +186,13 @@ impl Import<'_> {
                 |row| row.get(0),
             )
             .optional()?;
-        known.filter(|_| self.repositories.is_empty()).ok_or_else(|| {
-            at.fail(format!("there is no repository `{given}`; list it in `repositories`"))
-        })
+        known
+            .filter(|_| self.repositories.is_empty())
+            .ok_or_else(|| {
+                at.fail(format!(
+                    "there is no repository `{given}`; list it in `repositories`"
+                ))
+            })
     }
 
     fn vm_contexts(&mut self, root: &At<'_>) -> Result<()> {
@@ -225,7 +240,10 @@ impl Import<'_> {
     /// The contexts that an object speaks of: the one it names, or all of its VM.
     fn contexts(&self, item: &At<'_>, id_field: &str) -> Result<Vec<String>> {
         let (at, sql) = match item.field(id_field) {
-            Some(at) => (at, "SELECT context_id FROM vm_backup_contexts WHERE context_id = ?1"),
+            Some(at) => (
+                at,
+                "SELECT context_id FROM vm_backup_contexts WHERE context_id = ?1",
+            ),
             None => (
                 item.required("vm_name")?,
                 "SELECT context_id FROM vm_backup_contexts WHERE vm_name = ?1 ORDER BY context_id",
@@ -298,7 +316,9 @@ impl Import<'_> {
         }
         // A parent may stand behind its child.
         for item in &items {
-            let Some(at) = item.field("parent_backup_id") else { continue };
+            let Some(at) = item.field("parent_backup_id") else {
+                continue;
+            };
             let (id, parent) = (item.required("backup_id")?.text()?, at.text()?);
             let known = self
                 .connection
@@ -361,13 +381,16 @@ impl Import<'_> {
             .execute((
                 &id,
                 context,
-                item.required("backup_type")?.word(&["full", "incremental"])?,
+                item.required("backup_type")?
+                    .word(&["full", "incremental"])?,
                 item.required("status")?.word(BACKUP_STATES)?,
                 item.number_field("progress_percent", 100.0)?,
                 item.whole_field("bytes_transferred")?,
                 item.whole_field("total_bytes")?,
                 item.text_field("error_message")?,
-                item.field("recorded_by").map(|at| at.word(&["hub", "scan"])).transpose()?,
+                item.field("recorded_by")
+                    .map(|at| at.word(&["hub", "scan"]))
+                    .transpose()?,
                 item.required("created_at")?.time()?,
                 item.time_field("completed_at")?,
             ))?;
@@ -389,8 +412,9 @@ impl Import<'_> {
         };
         let at = disk.at;
         let virtual_size = at.whole_field("virtual_size")?;
-        let size_gb =
-            at.number_field("size_gb", MAX_GB)?.or(virtual_size.map(super::scan::gigabytes));
+        let size_gb = at
+            .number_field("size_gb", MAX_GB)?
+            .or(virtual_size.map(super::scan::gigabytes));
         let format = at.field("format").map(|at| {
             // As `add`: what is not known cannot be read either.
             at.word(super::record::FORMATS)
@@ -449,7 +473,9 @@ impl Import<'_> {
                 "SELECT id, qcow2_path FROM backup_disks
                  WHERE backup_job_id = ?1 AND disk_index = ?2 AND status <> 'missing'",
             )?
-            .query_row((disk.job, disk.disk_index), |row| Ok((row.get(0)?, row.get(1)?)))
+            .query_row((disk.job, disk.disk_index), |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
             .optional()?;
         let same_image = |known: &Option<String>| match (known, &disk.path) {
             (Some(known), Some(path)) => known == path,
@@ -465,7 +491,9 @@ impl Import<'_> {
                         [other],
                     )?;
                 }
-                let Some((id, job)) = by_path else { return Ok(None) };
+                let Some((id, job)) = by_path else {
+                    return Ok(None);
+                };
                 // The hub knows better than a scan to which backup it belongs.
                 self.connection.execute(
                     "UPDATE backup_disks SET backup_job_id = ?2, disk_index = ?3 WHERE id = ?1",

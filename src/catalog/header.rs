@@ -54,21 +54,35 @@ pub(super) fn read_qcow2(path: &Path) -> Result<Header, String> {
     }
     let cluster_bits = word(20).ok_or_else(cut)?;
     if !(9..=21).contains(&cluster_bits) {
-        return Err(format!("its header is damaged: cluster_bits is {cluster_bits}"));
+        return Err(format!(
+            "its header is damaged: cluster_bits is {cluster_bits}"
+        ));
     }
     let virtual_size = long(24).ok_or_else(cut)?;
     if i64::try_from(virtual_size).is_err() {
-        return Err(format!("its header is damaged: the disk's size is {virtual_size}"));
+        return Err(format!(
+            "its header is damaged: the disk's size is {virtual_size}"
+        ));
     }
     // Both tables are written in full when the image is made; QEMU itself reads
     // zeros past the end of the file, silently.
     let cluster = 1_u64 << cluster_bits.min(21);
     let tables = [
-        ("L1 table", long(40), word(36).map(u64::from).and_then(|n| n.checked_mul(8))),
-        ("refcount table", long(48), word(56).map(u64::from).and_then(|n| n.checked_mul(cluster))),
+        (
+            "L1 table",
+            long(40),
+            word(36).map(u64::from).and_then(|n| n.checked_mul(8)),
+        ),
+        (
+            "refcount table",
+            long(48),
+            word(56).map(u64::from).and_then(|n| n.checked_mul(cluster)),
+        ),
     ];
     for (name, offset, len) in tables {
-        let end = offset.zip(len).and_then(|(offset, len)| offset.checked_add(len));
+        let end = offset
+            .zip(len)
+            .and_then(|(offset, len)| offset.checked_add(len));
         if end.ok_or_else(cut)? > size {
             return Err(format!(
                 "is cut short: its {name} lies past the end of the file ({size} bytes)"
@@ -85,7 +99,11 @@ pub(super) fn read_qcow2(path: &Path) -> Result<Header, String> {
         }
         _ => return Err("its header is damaged: the name of the backing file".into()),
     };
-    Ok(Header { virtual_size, backing, being_written: is_being_written(&file) })
+    Ok(Header {
+        virtual_size,
+        backing,
+        being_written: is_being_written(&file),
+    })
 }
 
 /// The size of a raw image, which has no header.
@@ -95,7 +113,11 @@ pub(super) fn read_raw(path: &Path) -> Result<Header, String> {
     if virtual_size == 0 {
         return Err("the file is empty".into());
     }
-    Ok(Header { virtual_size, backing: None, being_written: is_being_written(&file) })
+    Ok(Header {
+        virtual_size,
+        backing: None,
+        being_written: is_being_written(&file),
+    })
 }
 
 fn open(path: &Path) -> Result<File, String> {

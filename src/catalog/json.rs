@@ -14,13 +14,24 @@ pub(super) struct At<'a> {
 impl<'a> At<'a> {
     /// The whole document, which must be an object.
     pub(super) fn root(value: &'a Value) -> Result<Self> {
-        let root = Self { value, place: String::new() };
-        if value.is_object() { Ok(root) } else { Err(root.fail("must be an object")) }
+        let root = Self {
+            value,
+            place: String::new(),
+        };
+        if value.is_object() {
+            Ok(root)
+        } else {
+            Err(root.fail("must be an object"))
+        }
     }
 
     /// An error about this value.
     pub(super) fn fail(&self, why: impl std::fmt::Display) -> Error {
-        let place = if self.place.is_empty() { "the document" } else { &self.place };
+        let place = if self.place.is_empty() {
+            "the document"
+        } else {
+            &self.place
+        };
         Error::Invalid(format!("{place}: {why}"))
     }
 
@@ -28,21 +39,36 @@ impl<'a> At<'a> {
     pub(super) fn field(&self, name: &str) -> Option<Self> {
         let value = self.value.get(name).filter(|value| !value.is_null())?;
         let dot = if self.place.is_empty() { "" } else { "." };
-        Some(Self { value, place: format!("{}{dot}{name}", self.place) })
+        Some(Self {
+            value,
+            place: format!("{}{dot}{name}", self.place),
+        })
     }
 
     /// A field that must be there.
     pub(super) fn required(&self, name: &str) -> Result<Self> {
-        self.field(name).ok_or_else(|| self.fail(format!("the field `{name}` is missing")))
+        self.field(name)
+            .ok_or_else(|| self.fail(format!("the field `{name}` is missing")))
     }
 
     /// The objects of a list; none where the field is not there.
     pub(super) fn objects(&self, name: &str) -> Result<Vec<At<'a>>> {
-        let Some(list) = self.field(name) else { return Ok(Vec::new()) };
-        let Value::Array(values) = list.value else { return Err(list.fail("must be a list")) };
+        let Some(list) = self.field(name) else {
+            return Ok(Vec::new());
+        };
+        let Value::Array(values) = list.value else {
+            return Err(list.fail("must be a list"));
+        };
         let items = values.iter().enumerate().map(|(index, value)| {
-            let item = Self { value, place: format!("{}[{index}]", list.place) };
-            if value.is_object() { Ok(item) } else { Err(item.fail("must be an object")) }
+            let item = Self {
+                value,
+                place: format!("{}[{index}]", list.place),
+            };
+            if value.is_object() {
+                Ok(item)
+            } else {
+                Err(item.fail("must be an object"))
+            }
         });
         items.collect()
     }
@@ -95,7 +121,9 @@ impl<'a> At<'a> {
 
     /// An optional number, not negative and at most `max`.
     pub(super) fn number_field(&self, name: &str, max: f64) -> Result<Option<f64>> {
-        let Some(at) = self.field(name) else { return Ok(None) };
+        let Some(at) = self.field(name) else {
+            return Ok(None);
+        };
         match at.value.as_f64() {
             Some(number) if (0.0..=max).contains(&number) => Ok(Some(number)),
             _ => Err(at.fail(format!("must be a number from 0 to {max}"))),
@@ -114,8 +142,9 @@ impl<'a> At<'a> {
     /// An RFC 3339 time, as the catalog stores it.
     pub(super) fn time(&self) -> Result<String> {
         let text = self.text()?;
-        let time: jiff::Timestamp =
-            text.parse().map_err(|_| self.fail(format!("`{text}` is no RFC 3339 time")))?;
+        let time: jiff::Timestamp = text
+            .parse()
+            .map_err(|_| self.fail(format!("`{text}` is no RFC 3339 time")))?;
         super::shapes::rfc3339(time.as_second())
     }
 
@@ -136,12 +165,14 @@ impl<'a> At<'a> {
     /// An absolute path without `.` and `..`.
     pub(super) fn path(&self) -> Result<String> {
         let text = self.text()?;
-        let plain = text.strip_prefix('/').is_some_and(|rest| {
-            rest.split('/').all(|part| !matches!(part, "" | "." | ".."))
-        });
+        let plain = text
+            .strip_prefix('/')
+            .is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")));
         if plain {
             return Ok(text);
         }
-        Err(self.fail(format!("`{text}` is not an absolute path without `.`, `..` and `//`")))
+        Err(self.fail(format!(
+            "`{text}` is not an absolute path without `.`, `..` and `//`"
+        )))
     }
 }

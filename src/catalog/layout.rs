@@ -30,7 +30,11 @@ impl ImageName {
         if index(disk)? != disk_index || !is_folder_name(vm) {
             return None;
         }
-        Some(Self { vm: vm.to_owned(), disk_index, taken: stamp(date, time)? })
+        Some(Self {
+            vm: vm.to_owned(),
+            disk_index,
+            taken: stamp(date, time)?,
+        })
     }
 
     /// Seconds since 1970, with the stamp read in `zone`. Of two instants that

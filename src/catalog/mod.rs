@@ -28,9 +28,9 @@ mod repository;
 mod scan;
 mod schema;
 mod shapes;
-mod walk;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 pub use exchange::ImportSummary;
 pub use record::{NewImage, Removed};
@@ -39,6 +39,7 @@ pub use scan::{ScanEvent, ScanOptions, ScanSummary};
 pub use shapes::{Backup, BackupDisk, BackupSummary, VmContext, VmDisk, VmDisks};
 
 use crate::error::{Error, Result};
+use nix::unistd::{AccessFlags, access};
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{DirBuilder, OpenOptions};
@@ -129,7 +130,8 @@ enum Access {
 
 impl Source {
     fn connect(&self) -> Result<Connection> {
-        self.try_connect().map_err(|e| Error::Catalog(format!("{}: {e}", self.path.display())))
+        self.try_connect()
+            .map_err(|e| Error::Catalog(format!("{}: {e}", self.path.display())))
     }
 
     fn try_connect(&self) -> rusqlite::Result<Connection> {
@@ -185,7 +187,10 @@ impl Catalog {
                 path.display()
             ))
         })?;
-        let source = Source { path: path.to_owned(), access: Access::ReadWrite };
+        let source = Source {
+            path: path.to_owned(),
+            access: Access::ReadWrite,
+        };
         let mut writer = source.connect()?;
         schema::migrate(&mut writer)
             .map_err(|e| Error::Catalog(format!("{}: {}", path.display(), bare(&e))))?;
@@ -200,16 +205,18 @@ impl Catalog {
     /// [`Error::Catalog`], naming the file: it is not there, cannot be read, or
     /// is of another version of the program.
     pub fn open_read_only(path: &Path) -> Result<Self> {
-        let fail =
-            |e: String| Error::Catalog(format!("{}: cannot be read: {e}", path.display()));
+        let fail = |e: String| Error::Catalog(format!("{}: cannot be read: {e}", path.display()));
         // SQLite says the same for every cause; the kernel says which.
-        std::fs::File::open(path).map_err(|e| fail(e.to_string()))?;
+        access(path, AccessFlags::R_OK).map_err(|e| fail(io::Error::from(e).to_string()))?;
         let mut failed = None;
         for access in [Access::ReadOnly, Access::Frozen] {
             if access == Access::Frozen && has_log(path) {
                 break;
             }
-            let source = Source { path: path.to_owned(), access };
+            let source = Source {
+                path: path.to_owned(),
+                access,
+            };
             let probe = source
                 .connect()
                 .and_then(|connection| Ok((schema::version(&connection)?, connection)));
@@ -242,8 +249,10 @@ impl Catalog {
     pub fn version(&self) -> Result<u64> {
         // The watcher never writes, so even this process's own changes are
         // another connection's to it.
-        let version: i64 =
-            self.watcher.lock().pragma_query_value(None, "data_version", |row| row.get(0))?;
+        let version: i64 = self
+            .watcher
+            .lock()
+            .pragma_query_value(None, "data_version", |row| row.get(0))?;
         Ok(u64::try_from(version).unwrap_or_default())
     }
 
@@ -291,12 +300,31 @@ impl Catalog {
 
 /// Makes the file and its directory, for this user alone, if they are not there,
 /// and checks that it can be written.
+///
+/// A file that is there is not opened: closing it again would drop the locks
+/// that SQLite holds on it for other connections of this process (fcntl(2)).
 fn create(path: &Path) -> io::Result<()> {
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    if let Some(parent) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)?;
     }
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    Ok(())
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    match made {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            Ok(access(path, AccessFlags::R_OK | AccessFlags::W_OK)?)
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// Whether there are changes that are not in the database file yet.

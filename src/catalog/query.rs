@@ -18,7 +18,11 @@ const DISKS: &str = "SELECT id, backup_id, vm_name, disk_index, path, format, vi
         folder FROM shown_disks";
 
 fn folder(row: &Row<'_>) -> rusqlite::Result<Folder> {
-    Ok(Folder { id: row.get(0)?, name: row.get(1)?, time: row.get(2)? })
+    Ok(Folder {
+        id: row.get(0)?,
+        name: row.get(1)?,
+        time: row.get(2)?,
+    })
 }
 
 fn disk(row: &Row<'_>) -> rusqlite::Result<(DiskRecord, i64)> {
@@ -29,7 +33,9 @@ fn disk(row: &Row<'_>) -> rusqlite::Result<(DiskRecord, i64)> {
         disk_index: row.get(3)?,
         path: PathBuf::from(row.get::<_, String>(4)?),
         format: row.get(5)?,
-        size: row.get::<_, Option<i64>>(6)?.and_then(|size| u64::try_from(size).ok()),
+        size: row
+            .get::<_, Option<i64>>(6)?
+            .and_then(|size| u64::try_from(size).ok()),
         time: row.get(7)?,
     };
     Ok((record, row.get(8)?))
@@ -45,7 +51,9 @@ impl Catalog {
     ) -> Result<Vec<T>> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(sql)?;
-            let rows = statement.query_map(params, each)?.collect::<rusqlite::Result<_>>()?;
+            let rows = statement
+                .query_map(params, each)?
+                .collect::<rusqlite::Result<_>>()?;
             Ok(rows)
         })
     }
@@ -58,7 +66,10 @@ impl Catalog {
         each: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Option<T>> {
         self.read(|connection| {
-            Ok(connection.prepare_cached(sql)?.query_row(params, each).optional()?)
+            Ok(connection
+                .prepare_cached(sql)?
+                .query_row(params, each)
+                .optional()?)
         })
     }
 
@@ -91,7 +102,11 @@ impl Catalog {
     /// # Errors
     /// As [`Self::vm_folders`].
     pub fn backup_folder(&self, vm_folder: i64, name: &str) -> Result<Option<Folder>> {
-        self.row(&format!("{BACKUPS} AND name = ?2"), (vm_folder, name), folder)
+        self.row(
+            &format!("{BACKUPS} AND name = ?2"),
+            (vm_folder, name),
+            folder,
+        )
     }
 
     /// The newest completed backup of a VM: the last of [`Self::backup_folders`].
@@ -116,7 +131,9 @@ impl Catalog {
         if backup.is_some() {
             return Ok(backup);
         }
-        self.row(&format!("{VMS} AND v.id = ?1"), [id], |row| Ok((folder(row)?, None)))
+        self.row(&format!("{VMS} AND v.id = ?1"), [id], |row| {
+            Ok((folder(row)?, None))
+        })
     }
 
     /// The disks of a backup that are not gone, by index.

@@ -50,7 +50,10 @@ impl Catalog {
     /// [`Error::Invalid`], [`Error::ImageInvalid`], [`Error::Catalog`].
     pub fn add_image(&self, new: &NewImage, repositories: &[PathBuf]) -> Result<String> {
         if !layout::is_folder_name(&new.vm) {
-            return Err(Error::Invalid(format!("`{}` cannot be a VM's name", new.vm)));
+            return Err(Error::Invalid(format!(
+                "`{}` cannot be a VM's name",
+                new.vm
+            )));
         }
         if !FORMATS.contains(&new.format.as_str()) {
             return Err(Error::Invalid(format!(
@@ -74,13 +77,22 @@ impl Catalog {
             Ok(_) => {}
         }
         let identity = Identity::of(&metadata);
-        let time = new.time.unwrap_or(identity.mtime_ns.div_euclid(1_000_000_000));
+        let time = new
+            .time
+            .unwrap_or(identity.mtime_ns.div_euclid(1_000_000_000));
         self.write(|connection| {
             let home = repository::record(connection, &home, None)?;
             let backup = backup_for(connection, new, home, time)?;
             refuse_taken(connection, new, &backup, &path)?;
             let image = (&examined, identity);
-            scan::insert_examined(connection, &backup, new.disk_index, &path, &new.format, image)?;
+            scan::insert_examined(
+                connection,
+                &backup,
+                new.disk_index,
+                &path,
+                &new.format,
+                image,
+            )?;
             scan::settle_backup(connection, &backup)?;
             relations::rebuild(connection)?;
             Ok(backup)
@@ -89,8 +101,13 @@ impl Catalog {
 
     /// The innermost repository that an image lies in.
     fn repository_of(&self, image: &str, configured: &[PathBuf]) -> Result<String> {
-        let configured = configured.iter().filter_map(|path| path.canonicalize().ok());
-        let recorded = self.repositories()?.into_iter().map(|repository| repository.path);
+        let configured = configured
+            .iter()
+            .filter_map(|path| path.canonicalize().ok());
+        let recorded = self
+            .repositories()?
+            .into_iter()
+            .map(|repository| repository.path);
         configured
             .chain(recorded)
             .filter(|path| Path::new(image).starts_with(path))
@@ -139,7 +156,10 @@ impl Catalog {
                 return Err(Error::not_found(format!("VM {name}")));
             }
             relations::rebuild(connection)?;
-            Ok(Removed { vm_contexts: u32::try_from(vm_contexts).unwrap_or(u32::MAX), ..removed })
+            Ok(Removed {
+                vm_contexts: u32::try_from(vm_contexts).unwrap_or(u32::MAX),
+                ..removed
+            })
         })
     }
 
@@ -179,14 +199,16 @@ fn count(connection: &Connection, condition: &str, params: &[&str]) -> Result<Re
                 (SELECT count(*) FROM backup_jobs
                  WHERE parent_backup_id IN doomed AND id NOT IN doomed)"
     );
-    Ok(connection.query_row(&sql, rusqlite::params_from_iter(params), |row| {
-        Ok(Removed {
-            vm_contexts: 0,
-            backups: row.get(0)?,
-            disks: row.get(1)?,
-            orphans: row.get(2)?,
-        })
-    })?)
+    Ok(
+        connection.query_row(&sql, rusqlite::params_from_iter(params), |row| {
+            Ok(Removed {
+                vm_contexts: 0,
+                backups: row.get(0)?,
+                disks: row.get(1)?,
+                orphans: row.get(2)?,
+            })
+        })?,
+    )
 }
 
 /// The backup that a new image belongs to; recorded if need be.
@@ -248,7 +270,9 @@ fn backup_for(connection: &Connection, new: &NewImage, home: i64, time: i64) -> 
         .optional()?;
     match owner {
         Some(vm) if vm != new.vm => {
-            return Err(Error::Invalid(format!("the context {context} belongs to the VM {vm}")));
+            return Err(Error::Invalid(format!(
+                "the context {context} belongs to the VM {vm}"
+            )));
         }
         Some(_) => {}
         None => {

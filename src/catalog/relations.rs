@@ -56,9 +56,15 @@ fn link_parents(connection: &Connection) -> Result<()> {
     for backup in facts {
         let (backup_type, parent) = if !backup.by_scan {
             // The hub's word stands; what it left out is filled in.
-            (backup.backup_type.as_str(), backup.parent.clone().or(backup.backing))
+            (
+                backup.backup_type.as_str(),
+                backup.parent.clone().or(backup.backing),
+            )
         } else if backup.backed {
-            ("incremental", backup.backing.or_else(|| backup.parent.clone()))
+            (
+                "incremental",
+                backup.backing.or_else(|| backup.parent.clone()),
+            )
         } else {
             ("full", None)
         };
@@ -89,14 +95,16 @@ fn number_chains(connection: &Connection) -> Result<()> {
              WHERE j.backup_type = 'incremental')
          SELECT id, full_id, number FROM chain",
     )?;
-    let known =
-        places("SELECT backup_job_id, full_backup_id, sequence_number FROM backup_chains")?;
+    let known = places("SELECT backup_job_id, full_backup_id, sequence_number FROM backup_chains")?;
     for id in known.keys().filter(|id| !right.contains_key(*id)) {
         connection
             .prepare_cached("DELETE FROM backup_chains WHERE backup_job_id = ?1")?
             .execute([id])?;
     }
-    for (id, place) in right.iter().filter(|(id, place)| known.get(*id) != Some(place)) {
+    for (id, place) in right
+        .iter()
+        .filter(|(id, place)| known.get(*id) != Some(place))
+    {
         connection
             .prepare_cached(
                 "INSERT INTO backup_chains (backup_job_id, full_backup_id, sequence_number)

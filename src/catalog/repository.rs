@@ -73,7 +73,10 @@ pub(super) fn canonical(path: &Path) -> Result<String> {
         .map_err(|e| Error::io(path.display().to_string(), e))?
         .into_os_string();
     found.into_string().map_err(|raw| {
-        Error::Invalid(format!("{}: the path is not UTF-8", Path::new(&raw).display()))
+        Error::Invalid(format!(
+            "{}: the path is not UTF-8",
+            Path::new(&raw).display()
+        ))
     })
 }
 
@@ -123,14 +126,18 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`].
     pub fn repositories(&self) -> Result<Vec<Repository>> {
-        self.rows("SELECT id, path, kind FROM repositories ORDER BY path", [], |row| {
-            let kind: String = row.get(2)?;
-            Ok(Repository {
-                id: row.get(0)?,
-                path: PathBuf::from(row.get::<_, String>(1)?),
-                kind: kind.parse().unwrap_or(RepositoryKind::Local),
-            })
-        })
+        self.rows(
+            "SELECT id, path, kind FROM repositories ORDER BY path",
+            [],
+            |row| {
+                let kind: String = row.get(2)?;
+                Ok(Repository {
+                    id: row.get(0)?,
+                    path: PathBuf::from(row.get::<_, String>(1)?),
+                    kind: kind.parse().unwrap_or(RepositoryKind::Local),
+                })
+            },
+        )
     }
 
     /// Records a directory as a repository; its kind is found by `statfs` where
@@ -138,11 +145,7 @@ impl Catalog {
     ///
     /// # Errors
     /// It is not there or no directory; [`Error::Catalog`].
-    pub fn add_repository(
-        &self,
-        path: &Path,
-        kind: Option<RepositoryKind>,
-    ) -> Result<Repository> {
+    pub fn add_repository(&self, path: &Path, kind: Option<RepositoryKind>) -> Result<Repository> {
         let path = canonical_directory(path)?;
         self.write(|connection| record(connection, &path, kind))?;
         self.repositories()?
@@ -167,9 +170,11 @@ impl Catalog {
         self.write(|connection| {
             for name in &names {
                 let id: Option<i64> = connection
-                    .query_row("SELECT id FROM repositories WHERE path = ?1", [name], |row| {
-                        row.get(0)
-                    })
+                    .query_row(
+                        "SELECT id FROM repositories WHERE path = ?1",
+                        [name],
+                        |row| row.get(0),
+                    )
                     .optional()?;
                 let Some(id) = id else { continue };
                 let vm: Option<(String, i64)> = connection

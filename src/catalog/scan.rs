@@ -31,7 +31,10 @@ pub struct ScanOptions {
 
 impl Default for ScanOptions {
     fn default() -> Self {
-        Self { kind: None, time_zone: TimeZone::system() }
+        Self {
+            kind: None,
+            time_zone: TimeZone::system(),
+        }
     }
 }
 
@@ -164,7 +167,10 @@ impl Catalog {
         };
         found.sort_by(|a, b| {
             let key = |f: &'_ Found| (f.name.taken, f.name.disk_index);
-            a.context.cmp(&b.context).then(key(a).cmp(&key(b))).then(a.path.cmp(&b.path))
+            a.context
+                .cmp(&b.context)
+                .then(key(a).cmp(&key(b)))
+                .then(a.path.cmp(&b.path))
         });
 
         let known = self.read(|connection| rows_below(connection, &root))?;
@@ -180,7 +186,10 @@ impl Catalog {
         let mut examined = HashMap::new();
         for (done, (image, format)) in unsettled.iter().enumerate() {
             examined.insert(image.path.clone(), examine(&image.sighting.real, format));
-            events(ScanEvent::Examined { done: done.saturating_add(1), of: unsettled.len() });
+            events(ScanEvent::Examined {
+                done: done.saturating_add(1),
+                of: unsettled.len(),
+            });
         }
 
         self.write(|connection| {
@@ -191,6 +200,7 @@ impl Catalog {
                 time_zone: &options.time_zone,
                 examined,
                 touched: BTreeSet::new(),
+                renewed: Vec::new(),
                 summary,
                 events,
             }
@@ -221,7 +231,11 @@ fn rows_below(connection: &Connection, root: &str) -> Result<BTreeMap<String, Ve
     let mut rows = statement.query([root])?;
     while let Some(row) = rows.next()? {
         let identity = match (row.get(9)?, row.get(10)?, row.get(11)?) {
-            (Some(inode), Some(size), Some(mtime_ns)) => Some(Identity { inode, size, mtime_ns }),
+            (Some(inode), Some(size), Some(mtime_ns)) => Some(Identity {
+                inode,
+                size,
+                mtime_ns,
+            }),
             _ => None,
         };
         let state = State {
@@ -269,9 +283,18 @@ pub(super) fn describe(
     match examined {
         Err(reason) => ("failed", Some(reason.clone()), None, None),
         Ok(header) => {
-            let status = if header.being_written { "in_progress" } else { "completed" };
+            let status = if header.being_written {
+                "in_progress"
+            } else {
+                "completed"
+            };
             let backing = header.backing.as_ref().map(|name| absolute(name, real));
-            (status, None, i64::try_from(header.virtual_size).ok(), backing)
+            (
+                status,
+                None,
+                i64::try_from(header.virtual_size).ok(),
+                backing,
+            )
         }
     }
 }
@@ -312,6 +335,8 @@ struct Scan<'a> {
     examined: HashMap<String, Examined>,
     /// The backups whose disks changed.
     touched: BTreeSet<String>,
+    /// The images at whose paths there is another content now.
+    renewed: Vec<String>,
     summary: ScanSummary,
     events: &'a mut dyn FnMut(ScanEvent<'_>),
 }
@@ -331,7 +356,10 @@ impl Scan<'_> {
         }
         let mut elsewhere = Vec::new();
         for (path, rows) in known {
-            if unreadable.iter().any(|folder| Path::new(&path).starts_with(folder)) {
+            if unreadable
+                .iter()
+                .any(|folder| Path::new(&path).starts_with(folder))
+            {
                 continue;
             }
             match look(self.root, Path::new(&path)) {
@@ -359,10 +387,14 @@ impl Scan<'_> {
         for (path, sighting, rows) in elsewhere {
             if !self.reconcile(&path, &sighting, &rows)? {
                 let reason = "another image has taken its place in the backup; add it again";
-                (self.events)(ScanEvent::Unreadable { path: Path::new(&path), reason });
+                (self.events)(ScanEvent::Unreadable {
+                    path: Path::new(&path),
+                    reason,
+                });
             }
         }
         self.record(&fresh)?;
+        self.renew_dependents()?;
         if !self.touched.is_empty() {
             for job in std::mem::take(&mut self.touched) {
                 settle_backup(self.connection, &job)?;
@@ -373,7 +405,9 @@ impl Scan<'_> {
     }
 
     fn examined(&mut self, path: &str, real: &Path, format: &str) -> Examined {
-        self.examined.remove(path).unwrap_or_else(|| examine(real, format))
+        self.examined
+            .remove(path)
+            .unwrap_or_else(|| examine(real, format))
     }
 
     /// Brings the rows of an image that is there in line; `false` where it needs
@@ -390,10 +424,12 @@ impl Scan<'_> {
             }
             Step::Settle(row) | Step::Return(row) | Step::Replace(row) => row,
         };
-        let settles = matches!(step, Step::Settle(_));
-        if !settles {
+        if !matches!(step, Step::Settle(_)) {
             if let Some(other) = live(rows) {
                 self.retire(other)?;
+            }
+            if live(rows).is_some() || matches!(step, Step::Replace(_)) {
+                self.renewed.push(path.to_owned());
             }
             if !self.is_free(&row.job, row.disk_index)? {
                 return Ok(false);
@@ -407,7 +443,14 @@ impl Scan<'_> {
                 &mut self.summary.returned
             }
             Step::Replace(_) => {
-                insert(self.connection, &row.job, row.disk_index, path, format, &state)?;
+                insert(
+                    self.connection,
+                    &row.job,
+                    row.disk_index,
+                    path,
+                    format,
+                    &state,
+                )?;
                 self.touched.insert(row.job.clone());
                 &mut self.summary.changed
             }
@@ -446,7 +489,10 @@ impl Scan<'_> {
             _ => {}
         }
         if let Some(reason) = &error {
-            (self.events)(ScanEvent::Failed { path: Path::new(path), reason });
+            (self.events)(ScanEvent::Failed {
+                path: Path::new(path),
+                reason,
+            });
         }
         State {
             status: status.to_owned(),
@@ -504,12 +550,61 @@ impl Scan<'_> {
         Ok(())
     }
 
+    /// What an image shows depends on its backing files: where one of them has
+    /// another content now, those above it need new rows too.
+    fn renew_dependents(&mut self) -> Result<()> {
+        let mut seen: HashSet<String> = HashSet::new();
+        while let Some(backing) = self.renewed.pop() {
+            if !seen.insert(backing.clone()) {
+                continue;
+            }
+            let dependents: Vec<(i64, String, String, String)> = self
+                .connection
+                .prepare_cached(
+                    "SELECT d.id, d.backup_job_id, d.qcow2_path, d.status
+                     FROM backup_disks d WHERE d.backing_path = ?1
+                       AND d.status <> 'missing' AND d.qcow2_path IS NOT NULL",
+                )?
+                .query_map([&backing], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                })?
+                .collect::<rusqlite::Result<_>>()?;
+            for (id, job, path, status) in dependents {
+                if seen.contains(&path) {
+                    continue;
+                }
+                self.connection
+                    .prepare_cached("UPDATE backup_disks SET status = 'missing' WHERE id = ?1")?
+                    .execute([id])?;
+                self.connection
+                    .prepare_cached(
+                        "INSERT INTO backup_disks (backup_job_id, disk_index, vmware_disk_key,
+                             label, qcow2_path, format, disk_change_id, size_gb, virtual_size,
+                             bytes_transferred, status, error_message, backing_path, file_inode,
+                             file_size, file_mtime_ns)
+                         SELECT backup_job_id, disk_index, vmware_disk_key, label, qcow2_path,
+                             format, disk_change_id, size_gb, virtual_size, bytes_transferred, ?2,
+                             error_message, backing_path, file_inode, file_size, file_mtime_ns
+                         FROM backup_disks WHERE id = ?1",
+                    )?
+                    .execute((id, status))?;
+                self.touched.insert(job);
+                self.renewed.push(path);
+            }
+        }
+        Ok(())
+    }
+
     /// Gives images of which nothing is known, sorted by context and stamp, to
     /// backups.
     fn record(&mut self, fresh: &[&Found]) -> Result<()> {
         for images in fresh.chunk_by(|a, b| a.context == b.context) {
-            let Some((first, newest)) = images.first().zip(images.last()) else { continue };
-            let Some(time) = first.name.seconds(self.time_zone) else { continue };
+            let Some((first, newest)) = images.first().zip(images.last()) else {
+                continue;
+            };
+            let Some(time) = first.name.seconds(self.time_zone) else {
+                continue;
+            };
             let context = context(
                 self.connection,
                 self.repository,
@@ -519,10 +614,15 @@ impl Scan<'_> {
             )?;
             let mut runs = runs(self.connection, &context)?;
             for image in images {
-                let Some(time) = image.name.seconds(self.time_zone) else { continue };
+                let Some(time) = image.name.seconds(self.time_zone) else {
+                    continue;
+                };
                 let disk_index = image.name.disk_index;
                 let near = (time.saturating_sub(RUN_SECONDS), String::new())
-                    ..(time.saturating_add(RUN_SECONDS).saturating_add(1), String::new());
+                    ..(
+                        time.saturating_add(RUN_SECONDS).saturating_add(1),
+                        String::new(),
+                    );
                 let run = runs
                     .range_mut(near)
                     .filter(|(_, disks)| !disks.contains(&disk_index))
@@ -541,7 +641,14 @@ impl Scan<'_> {
                 };
                 let examined = self.examined(&image.path, &image.sighting.real, "qcow2");
                 let state = self.state(&image.path, &image.sighting, &examined);
-                insert(self.connection, &job, disk_index, &image.path, "qcow2", &state)?;
+                insert(
+                    self.connection,
+                    &job,
+                    disk_index,
+                    &image.path,
+                    "qcow2",
+                    &state,
+                )?;
                 self.touched.insert(job);
                 self.summary.new = self.summary.new.saturating_add(1);
                 self.summary.found = self.summary.found.saturating_add(1);
@@ -599,8 +706,13 @@ pub(super) fn insert_examined(
     (examined, identity): (&Examined, Identity),
 ) -> Result<()> {
     let (status, error, virtual_size, backing) = describe(examined, Path::new(path));
-    let state =
-        State { status: status.into(), error, virtual_size, backing, identity: Some(identity) };
+    let state = State {
+        status: status.into(),
+        error,
+        virtual_size,
+        backing,
+        identity: Some(identity),
+    };
     insert(connection, job, disk_index, path, format, &state)
 }
 
@@ -669,7 +781,9 @@ pub(super) fn context(
         }
         return Ok(id.to_owned());
     }
-    Err(crate::Error::Catalog(format!("the context {folder} is recorded in another repository")))
+    Err(crate::Error::Catalog(format!(
+        "the context {folder} is recorded in another repository"
+    )))
 }
 
 fn runs(connection: &Connection, context: &str) -> Result<Runs> {

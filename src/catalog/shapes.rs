@@ -147,7 +147,10 @@ fn all<T>(
     params: impl rusqlite::Params,
     each: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Vec<T>> {
-    Ok(connection.prepare_cached(sql)?.query_map(params, each)?.collect::<rusqlite::Result<_>>()?)
+    Ok(connection
+        .prepare_cached(sql)?
+        .query_map(params, each)?
+        .collect::<rusqlite::Result<_>>()?)
 }
 
 pub(super) fn vm_contexts(connection: &Connection) -> Result<Vec<VmContext>> {
@@ -200,7 +203,12 @@ pub(super) fn vm_disks(connection: &Connection) -> Result<Vec<VmDisks>> {
     for (context_id, vm_name, disk) in rows {
         match vms.last_mut() {
             Some(vm) if vm.context_id == context_id => vm.disks.push(disk),
-            _ => vms.push(VmDisks { context_id, vm_name, disks: vec![disk], total_disks: 0 }),
+            _ => vms.push(VmDisks {
+                context_id,
+                vm_name,
+                disks: vec![disk],
+                total_disks: 0,
+            }),
         }
     }
     for vm in &mut vms {
@@ -259,10 +267,15 @@ fn with_disks(connection: &Connection, mut backup: Backup) -> Result<Backup> {
 }
 
 pub(super) fn backups(connection: &Connection) -> Result<Vec<Backup>> {
-    all(connection, &format!("{BACKUPS} ORDER BY j.created_at, j.id"), [], backup)?
-        .into_iter()
-        .map(|backup| with_disks(connection, backup))
-        .collect()
+    all(
+        connection,
+        &format!("{BACKUPS} ORDER BY j.created_at, j.id"),
+        [],
+        backup,
+    )?
+    .into_iter()
+    .map(|backup| with_disks(connection, backup))
+    .collect()
 }
 
 impl Catalog {
@@ -306,10 +319,15 @@ impl Catalog {
     /// [`Error::Catalog`].
     pub fn backup(&self, id: &str) -> Result<Option<Backup>> {
         self.read(|connection| {
-            all(connection, &format!("{BACKUPS} WHERE j.id = ?1"), [id], backup)?
-                .pop()
-                .map(|backup| with_disks(connection, backup))
-                .transpose()
+            all(
+                connection,
+                &format!("{BACKUPS} WHERE j.id = ?1"),
+                [id],
+                backup,
+            )?
+            .pop()
+            .map(|backup| with_disks(connection, backup))
+            .transpose()
         })
     }
 

@@ -58,10 +58,18 @@ pub(super) fn look(repository: &Path, path: &Path) -> io::Result<Option<Sighting
     });
     match found {
         Ok((real, metadata)) if metadata.is_file() && real.starts_with(repository) => {
-            Ok(Some(Sighting { real, identity: Identity::of(&metadata) }))
+            Ok(Some(Sighting {
+                real,
+                identity: Identity::of(&metadata),
+            }))
         }
         Ok(_) => Ok(None),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
             Ok(None)
         }
         Err(e) => Err(e),
@@ -126,9 +134,11 @@ impl<'a> Walk<'a> {
     }
 
     fn image(&mut self, context: &str, folder: &str, image: &Met) {
-        let name = image.name.as_deref().and_then(|file| ImageName::parse(folder, file));
-        let (Some(name), Some(path), true) =
-            (name, image.path.to_str(), image.metadata.is_file())
+        let name = image
+            .name
+            .as_deref()
+            .and_then(|file| ImageName::parse(folder, file));
+        let (Some(name), Some(path), true) = (name, image.path.to_str(), image.metadata.is_file())
         else {
             return self.unknown(&image.path);
         };
@@ -141,7 +151,10 @@ impl<'a> Walk<'a> {
                 Err(e) => return self.unreadable(&image.path, &e),
             }
         } else {
-            Sighting { real: image.path.clone(), identity: Identity::of(&image.metadata) }
+            Sighting {
+                real: image.path.clone(),
+                identity: Identity::of(&image.metadata),
+            }
         };
         self.found.push(Found {
             path: path.to_owned(),
@@ -153,7 +166,9 @@ impl<'a> Walk<'a> {
     }
 
     fn is_of_layout(&self, path: &Path) -> bool {
-        let Ok(below) = path.strip_prefix(&self.root) else { return false };
+        let Ok(below) = path.strip_prefix(&self.root) else {
+            return false;
+        };
         let names: Option<Vec<&str>> = below.iter().map(|name| name.to_str()).collect();
         matches!(names.as_deref(), Some([_, disk, file]) if ImageName::parse(disk, file).is_some())
     }
@@ -178,8 +193,16 @@ impl<'a> Walk<'a> {
             match fs::symlink_metadata(&path) {
                 Ok(metadata) if metadata.is_symlink() => met.extend(self.follow(path)),
                 Ok(metadata) => {
-                    let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-                    met.push(Met { name, path, metadata, linked });
+                    let name = path
+                        .file_name()
+                        .and_then(|name| name.to_str())
+                        .map(str::to_owned);
+                    met.push(Met {
+                        name,
+                        path,
+                        metadata,
+                        linked,
+                    });
                 }
                 // Removed meanwhile.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -194,14 +217,25 @@ impl<'a> Walk<'a> {
         match path.canonicalize() {
             Ok(target) if target.starts_with(&self.root) => match fs::metadata(&target) {
                 Ok(metadata) => {
-                    let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-                    return Some(Met { name, path, metadata, linked: true });
+                    let name = path
+                        .file_name()
+                        .and_then(|name| name.to_str())
+                        .map(str::to_owned);
+                    return Some(Met {
+                        name,
+                        path,
+                        metadata,
+                        linked: true,
+                    });
                 }
                 Err(e) => self.unreadable(&path, &e),
             },
             Ok(target) => {
                 self.outside = self.outside.saturating_add(1);
-                (self.events)(ScanEvent::Outside { path: &path, target: &target });
+                (self.events)(ScanEvent::Outside {
+                    path: &path,
+                    target: &target,
+                });
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => self.unknown(&path),
             Err(e) => self.unreadable(&path, &e),
@@ -216,6 +250,9 @@ impl<'a> Walk<'a> {
 
     fn unreadable(&mut self, path: &Path, error: &io::Error) {
         self.unreadable.push(path.to_owned());
-        (self.events)(ScanEvent::Unreadable { path, reason: &error.to_string() });
+        (self.events)(ScanEvent::Unreadable {
+            path,
+            reason: &error.to_string(),
+        });
     }
 }

@@ -28,7 +28,12 @@ impl World {
         std::fs::create_dir(&repository).unwrap();
         let database = dir.path().join("state/catalog.db");
         let catalog = Catalog::open(&database).unwrap();
-        Self { _dir: dir, repository, database, catalog }
+        Self {
+            _dir: dir,
+            repository,
+            database,
+            catalog,
+        }
     }
 
     /// A path by the layout; its folders are made.
@@ -53,7 +58,9 @@ impl World {
         let (rest, _) = rest.rsplit_once('-').unwrap();
         let path = backing.with_file_name(format!("{rest}-{stamp}.qcow2"));
         let (path_text, backing) = (path.to_str().unwrap(), backing.to_str().unwrap());
-        qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, path_text]);
+        qemu_img(&[
+            "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, path_text,
+        ]);
         path
     }
 
@@ -64,7 +71,14 @@ impl World {
     fn scan_with(&self, events: &mut dyn FnMut(ScanEvent<'_>)) -> ScanSummary {
         let time_zone = TimeZone::fixed(offset(1));
         self.catalog
-            .scan(&self.repository, &ScanOptions { kind: None, time_zone }, events)
+            .scan(
+                &self.repository,
+                &ScanOptions {
+                    kind: None,
+                    time_zone,
+                },
+                events,
+            )
             .unwrap()
     }
 
@@ -78,7 +92,10 @@ impl World {
     }
 
     fn value<T: rusqlite::types::FromSql>(&self, sql: &str) -> T {
-        self.catalog.row(sql, [], |row| row.get(0)).unwrap().unwrap()
+        self.catalog
+            .row(sql, [], |row| row.get(0))
+            .unwrap()
+            .unwrap()
     }
 
     /// All that the tree would show, as `vm/backup/disk<N>`, with the ids.
@@ -109,7 +126,10 @@ impl World {
 
     fn id(&self, name: &str) -> i64 {
         let tree = self.tree();
-        tree.iter().find(|(path, _)| path == name).unwrap_or_else(|| panic!("{name}: {tree:?}")).1
+        tree.iter()
+            .find(|(path, _)| path == name)
+            .unwrap_or_else(|| panic!("{name}: {tree:?}"))
+            .1
     }
 }
 
@@ -123,7 +143,10 @@ fn dump(database: &Path) -> String {
 }
 
 fn qemu_img(args: &[&str]) -> String {
-    let output = Command::new("qemu-img").args(args).output().expect("qemu-img is needed");
+    let output = Command::new("qemu-img")
+        .args(args)
+        .output()
+        .expect("qemu-img is needed");
     assert!(output.status.success(), "{args:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }

@@ -85,7 +85,9 @@ fn chains_are_read_from_the_images() {
     let fourth = world.path("ctx", "db", 0, "20251004-010000");
     let name = format!("../disk-0/{}", third.file_name().unwrap().to_str().unwrap());
     let target = fourth.to_str().unwrap();
-    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &name, target]);
+    qemu_img(&[
+        "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &name, target,
+    ]);
     let fresh = world.image("ctx", "db", 0, "20251005-010000");
     world.scan();
     let rows = |world: &World| {
@@ -93,9 +95,10 @@ fn chains_are_read_from_the_images() {
             .catalog
             .rows(
                 "SELECT d.qcow2_path, j.backup_type, c.sequence_number, p.qcow2_path
-                 FROM backup_jobs j JOIN backup_disks d ON d.backup_job_id = j.id
+                 FROM backup_jobs j JOIN backup_disks d ON d.backup_job_id = j.id AND d.status <> 'missing'
                  JOIN backup_chains c ON c.backup_job_id = j.id
                  LEFT JOIN backup_disks p ON p.backup_job_id = j.parent_backup_id
+                     AND p.status <> 'missing'
                  ORDER BY j.created_at",
                 [],
                 |row| {
@@ -125,20 +128,64 @@ fn chains_are_read_from_the_images() {
     );
     // The truth about each: qemu-img.
     for (image, kind, _, parent) in &found {
-        let info = qemu_img(&["info", "-U", "-f", "qcow2", "--output=json", image.to_str().unwrap()]);
+        let info = qemu_img(&[
+            "info",
+            "-U",
+            "-f",
+            "qcow2",
+            "--output=json",
+            image.to_str().unwrap(),
+        ]);
         let info: serde_json::Value = serde_json::from_str(&info).unwrap();
-        let backing = info.get("full-backing-filename").and_then(|name| name.as_str());
+        let backing = info
+            .get("full-backing-filename")
+            .and_then(|name| name.as_str());
         let backing = backing.map(|name| Path::new(name).canonicalize().unwrap());
         assert_eq!(backing.as_ref(), parent.as_ref());
         assert_eq!(kind == "incremental", backing.is_some());
         assert_eq!(info["virtual-size"], 5 << 20);
     }
+    let id = |image: &PathBuf| -> i64 {
+        let sql = format!(
+            "SELECT id FROM backup_disks WHERE status <> 'missing' AND qcow2_path = '{}'",
+            image.display()
+        );
+        world.value(&sql)
+    };
+    let before = [&full, &second, &third, &fourth, &fresh].map(id);
     // Made independent of its parent: a full backup, and the chain is cut.
-    qemu_img(&["rebase", "-u", "-f", "qcow2", "-b", "", third.to_str().unwrap()]);
+    qemu_img(&[
+        "rebase",
+        "-u",
+        "-f",
+        "qcow2",
+        "-b",
+        "",
+        third.to_str().unwrap(),
+    ]);
     world.scan();
     let cut: Vec<(String, i64)> = rows(&world).into_iter().map(|row| (row.1, row.2)).collect();
-    let expected = [("full", 1), ("incremental", 2), ("full", 1), ("incremental", 2), ("full", 1)];
-    assert_eq!(cut, expected.map(|(kind, number)| (kind.to_owned(), number)));
+    let expected = [
+        ("full", 1),
+        ("incremental", 2),
+        ("full", 1),
+        ("incremental", 2),
+        ("full", 1),
+    ];
+    assert_eq!(
+        cut,
+        expected.map(|(kind, number)| (kind.to_owned(), number))
+    );
+    // What stands on it shows another content now, though it is unchanged itself.
+    let after = [&full, &second, &third, &fourth, &fresh].map(id);
+    let same: Vec<bool> = before.iter().zip(&after).map(|(a, b)| a == b).collect();
+    assert_eq!(same, [true, true, false, false, true]);
+    let (dump, version) = (world.dump(), world.catalog.version().unwrap());
+    world.scan();
+    assert_eq!(
+        (world.dump(), world.catalog.version().unwrap()),
+        (dump, version)
+    );
 }
 
 #[test]
@@ -174,7 +221,11 @@ fn what_is_gone_is_hidden_and_comes_back_the_same() {
     assert_eq!(counts(&world.scan()), [1, 0, 1, 0, 0, 1, 0]);
     assert_eq!(
         world.names(),
-        ["db", "db/backup-db-1759276800", "db/backup-db-1759276800/disk1"]
+        [
+            "db",
+            "db/backup-db-1759276800",
+            "db/backup-db-1759276800/disk1"
+        ]
     );
     fs::remove_file(&other).unwrap();
     assert_eq!(counts(&world.scan()), [0, 0, 0, 0, 0, 1, 0]);
@@ -194,7 +245,11 @@ fn a_changed_image_is_another_disk() {
     let (backup, first) = (world.id("db/backup-db-1759276800"), world.id(name));
     // Same size and time, another inode.
     let copy = world.repository.join("copy");
-    let cp = Command::new("cp").arg("-a").args([&image, &copy]).status().unwrap();
+    let cp = Command::new("cp")
+        .arg("-a")
+        .args([&image, &copy])
+        .status()
+        .unwrap();
     assert!(cp.success());
     let original = world.repository.join("original");
     fs::rename(&image, &original).unwrap();
@@ -206,7 +261,8 @@ fn a_changed_image_is_another_disk() {
     assert_eq!(world.id("db/backup-db-1759276800"), backup);
     // Same inode, same size, another time.
     let file = fs::File::options().write(true).open(&image).unwrap();
-    file.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(5)).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(5))
+        .unwrap();
     assert_eq!(counts(&world.scan()), [1, 0, 0, 1, 0, 0, 0]);
     assert!(world.id(name) > second);
     // The very first one is back.
@@ -226,7 +282,11 @@ fn broken_images_are_told_and_picked_up_when_mended() {
     let wild = world.path("ctx", "db", 4, "20251001-010000");
     fs::write(&empty, b"").unwrap();
     fs::write(&cut, &bytes[..70_000]).unwrap();
-    fs::write(&text, b"not an image, but long enough to hold a header".repeat(9)).unwrap();
+    fs::write(
+        &text,
+        b"not an image, but long enough to hold a header".repeat(9),
+    )
+    .unwrap();
     let mut broken = bytes.clone();
     broken[20..24].copy_from_slice(&63_u32.to_be_bytes());
     fs::write(&wild, &broken).unwrap();
@@ -248,7 +308,10 @@ fn broken_images_are_told_and_picked_up_when_mended() {
     // They are in the tree beside the good one: using them says why.
     let backup = world.id("db/backup-db-1759276800");
     assert_eq!(world.catalog.disks(backup).unwrap().len(), 5);
-    assert_eq!(world.catalog.backup_folders(world.id("db")).unwrap().len(), 1);
+    assert_eq!(
+        world.catalog.backup_folders(world.id("db")).unwrap().len(),
+        1
+    );
     let old = world.id("db/backup-db-1759276800/disk1");
     for path in [&empty, &alone] {
         fs::write(path, &bytes).unwrap();
@@ -268,9 +331,18 @@ fn an_image_that_is_written_is_not_complete() {
         .args([&socket, &image])
         .spawn()
         .expect("qemu-nbd is needed");
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !socket.exists() {
-        assert!(Instant::now() < deadline);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // Until QEMU itself says so.
+    loop {
+        let info = Command::new("qemu-img")
+            .args(["info", "-f", "qcow2"])
+            .arg(&image)
+            .output()
+            .unwrap();
+        if String::from_utf8_lossy(&info.stderr).contains("lock") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{info:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
     let during = world.scan();
@@ -293,12 +365,20 @@ fn links_out_of_the_repository_are_not_followed() {
     symlink(&outside, world.repository.join("linked-context")).unwrap();
     symlink(outside.join("disk-0"), world.repository.join("ctx/disk-5")).unwrap();
     symlink(&secret, world.path("ctx", "db", 1, "20251001-010000")).unwrap();
-    symlink("/nonexistent", world.path("ctx", "db", 2, "20251001-010000")).unwrap();
+    symlink(
+        "/nonexistent",
+        world.path("ctx", "db", 2, "20251001-010000"),
+    )
+    .unwrap();
     // Links that stay inside: a second name of an image, and one to a pool.
     symlink(&inside, world.path("ctx", "copy", 0, "20251001-020000")).unwrap();
     let pool = world.repository.join("pool.img");
     fs::copy(&inside, &pool).unwrap();
-    symlink("../../pool.img", world.path("ctx", "db", 3, "20251001-010000")).unwrap();
+    symlink(
+        "../../pool.img",
+        world.path("ctx", "db", 3, "20251001-010000"),
+    )
+    .unwrap();
     let mut told = 0;
     let summary = world.scan_with(&mut |event| {
         if let ScanEvent::Outside { target, .. } = event {
@@ -337,14 +417,29 @@ fn an_unreadable_folder_hides_nothing() {
     let summary = world.scan();
     assert_eq!((summary.gone, summary.unreadable), (0, 1));
     assert_eq!(world.tree(), tree);
-    assert!(world.catalog.scan(Path::new("/nonexistent"), &ScanOptions::default(), &mut |_| {})
-        .is_err());
+    assert!(
+        world
+            .catalog
+            .scan(
+                Path::new("/nonexistent"),
+                &ScanOptions::default(),
+                &mut |_| {}
+            )
+            .is_err()
+    );
 }
 
 #[test]
 fn odd_names_are_kept() {
     let world = World::new();
-    for vm in ["Büro Köln", "日本", "a'b\"; DROP TABLE folders; --", "-disk0-", "line\nbreak", "%s"] {
+    for vm in [
+        "Büro Köln",
+        "日本",
+        "a'b\"; DROP TABLE folders; --",
+        "-disk0-",
+        "line\nbreak",
+        "%s",
+    ] {
         world.image(&format!("ctx {vm}"), vm, 0, "20251001-010000");
     }
     let raw = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"file-\xff");
@@ -356,7 +451,10 @@ fn odd_names_are_kept() {
         assert_eq!(world.catalog.vm_folder(&vm.name).unwrap(), Some(vm.clone()));
         let backups = world.catalog.backup_folders(vm.id).unwrap();
         assert_eq!(backups.len(), 1);
-        let found = world.catalog.backup_folder(vm.id, &backups[0].name).unwrap();
+        let found = world
+            .catalog
+            .backup_folder(vm.id, &backups[0].name)
+            .unwrap();
         assert_eq!(found, Some(backups[0].clone()));
         let found = world.catalog.folder(backups[0].id).unwrap();
         assert_eq!(found, Some((backups[0].clone(), Some(vm.id))));
@@ -371,9 +469,16 @@ fn a_copy_of_a_repository_is_told_apart() {
     world.image("ctx", "db", 0, "20251001-010000");
     world.scan();
     let copy = world.repository.with_file_name("copy");
-    let cp = Command::new("cp").arg("-a").args([&world.repository, &copy]).status().unwrap();
+    let cp = Command::new("cp")
+        .arg("-a")
+        .args([&world.repository, &copy])
+        .status()
+        .unwrap();
     assert!(cp.success());
-    let options = ScanOptions { kind: None, time_zone: TimeZone::fixed(offset(1)) };
+    let options = ScanOptions {
+        kind: None,
+        time_zone: TimeZone::fixed(offset(1)),
+    };
     for new in [1, 0] {
         let summary = world.catalog.scan(&copy, &options, &mut |_| {}).unwrap();
         assert_eq!((summary.found, summary.new), (1, new));
