@@ -100,11 +100,11 @@ impl Group {
         })
     }
 
-    /// Whether `lv` stands for a snapshot that has a visible volume of its own.
-    pub(super) fn hides(&self, lv: &Lv) -> bool {
-        self.snapshots
-            .iter()
-            .any(|snapshot| snapshot.name == lv.name)
+    /// Whether `lv` is a user's: not internal. Of a snapshot, the store is what
+    /// a user sees by its name; a volume without a store stands for the two.
+    pub(super) fn shows(&self, lv: &Lv) -> bool {
+        let is = |name: fn(&Snapshot) -> &String| self.snapshots.iter().any(|s| *name(s) == lv.name);
+        !is(|s| &s.name) && (lv.visible || is(|s| &s.store))
     }
 
     /// Why the bytes of `lv` are not those that a guest sees there, if it is a

@@ -165,7 +165,7 @@ impl Groups {
         self.groups
             .iter()
             .flat_map(|group| group.lvs.iter().map(move |lv| (group, lv)))
-            .filter(|(group, lv)| lv.visible && !group.hides(lv))
+            .filter(|(group, lv)| group.shows(lv))
             .take(MAX_LVS)
             .map(|(group, lv)| LogicalVolume {
                 name: format!("{}-{}", group.name, lv.name),

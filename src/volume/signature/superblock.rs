@@ -145,7 +145,8 @@ fn reiserfs(b: &[u8]) -> Option<Signature> {
     let sb = b.get(65536..)?;
     let found = [&b"ReIsErFs"[..], b"ReIsEr2Fs", b"ReIsEr3Fs"]
         .iter()
-        .any(|m| is(sb, 52, m));
+        .any(|m| is(sb, 52, m))
+        && le16(sb, 44)? >= 1024;
     let found = found.then(|| Signature::new("reiserfs"))?;
     Some(found.uuid(array(sb, 84)).label(sb.get(100..116)?))
 }
