@@ -103,7 +103,8 @@ impl Group {
     /// Whether `lv` is a user's: not internal. Of a snapshot, the store is what
     /// a user sees by its name; a volume without a store stands for the two.
     pub(super) fn shows(&self, lv: &Lv) -> bool {
-        let is = |name: fn(&Snapshot) -> &String| self.snapshots.iter().any(|s| *name(s) == lv.name);
+        let is =
+            |name: fn(&Snapshot) -> &String| self.snapshots.iter().any(|s| *name(s) == lv.name);
         !is(|s| &s.name) && (lv.visible || is(|s| &s.store))
     }
 

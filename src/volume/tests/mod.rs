@@ -30,7 +30,10 @@ impl Image {
             .open(dir.path().join("disk"))
             .unwrap();
         file.set_len(size).unwrap();
-        Self { dir, file: Arc::new(file) }
+        Self {
+            dir,
+            file: Arc::new(file),
+        }
     }
 
     pub(super) fn path(&self) -> PathBuf {
@@ -67,8 +70,16 @@ impl Image {
         let copy = format!("of={}", self.path().display());
         let from = format!("if={}", part.path().display());
         let seek = format!("seek={at}");
-        let options = ["bs=1M", "conv=notrunc,sparse", "oflag=seek_bytes", "status=none"];
-        run("dd", [&[from.as_str(), &copy, &seek][..], &options].concat());
+        let options = [
+            "bs=1M",
+            "conv=notrunc,sparse",
+            "oflag=seek_bytes",
+            "status=none",
+        ];
+        run(
+            "dd",
+            [&[from.as_str(), &copy, &seek][..], &options].concat(),
+        );
     }
 }
 
@@ -79,7 +90,9 @@ impl BlockRead for Reader {
         self.0.metadata().unwrap().len()
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.0.read_exact_at(buf, offset).map_err(|e| crate::Error::io("test image", e))
+        self.0
+            .read_exact_at(buf, offset)
+            .map_err(|e| crate::Error::io("test image", e))
     }
 }
 
@@ -89,7 +102,11 @@ pub(super) struct Loop(pub(super) String);
 impl Loop {
     pub(super) fn new(image: &Image, sector: u32) -> Self {
         let (path, sector) = (image.path().display().to_string(), sector.to_string());
-        Self(run("losetup", ["-f", "--show", "-b", &sector, &path]).trim().to_owned())
+        Self(
+            run("losetup", ["-f", "--show", "-b", &sector, &path])
+                .trim()
+                .to_owned(),
+        )
     }
 }
 
@@ -110,7 +127,10 @@ pub(super) fn run_with<S: AsRef<OsStr>>(
     input: &str,
 ) -> String {
     let mut command = Command::new(program);
-    command.args(args).env("LC_ALL", "C.UTF-8").env("LVM_SUPPRESS_FD_WARNINGS", "1");
+    command
+        .args(args)
+        .env("LC_ALL", "C.UTF-8")
+        .env("LVM_SUPPRESS_FD_WARNINGS", "1");
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -133,12 +153,18 @@ pub(super) fn blkid(path: &Path, tag: &str, at: u64, size: u64) -> String {
         .output()
         .unwrap();
     assert!(matches!(out.status.code(), Some(0 | 2)), "{out:?}");
-    String::from_utf8(out.stdout).unwrap().trim_end_matches('\n').to_owned()
+    String::from_utf8(out.stdout)
+        .unwrap()
+        .trim_end_matches('\n')
+        .to_owned()
 }
 
 /// Checks a linear volume against `blkid`; returns the type.
 pub(super) fn same_as_blkid(image: &Image, volume: &Volume) -> String {
-    let (at, size) = (volume.mapping.first().unwrap().offset, volume.mapping.size());
+    let (at, size) = (
+        volume.mapping.first().unwrap().offset,
+        volume.mapping.size(),
+    );
     let tell = |tag| blkid(&image.path(), tag, at, size);
     let kind = tell("TYPE");
     let label = String::from_utf8_lossy(&volume.label).into_owned();
@@ -148,7 +174,10 @@ pub(super) fn same_as_blkid(image: &Image, volume: &Volume) -> String {
         "crypto_LUKS" | "BitLocker" => Content::Locked(kind.clone()),
         "swap" | "LVM2_member" | "jbd" | "swsuspend" => Content::NoFiles(kind.clone()),
         "linux_raid_member" | "" => {
-            assert!(matches!(volume.content, Content::Unreadable(_)), "{volume:?}");
+            assert!(
+                matches!(volume.content, Content::Unreadable(_)),
+                "{volume:?}"
+            );
             return kind;
         }
         _ => Content::FileSystem(kind.clone()),

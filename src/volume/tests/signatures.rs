@@ -25,42 +25,105 @@ fn one(image: &Image, kind: &str) -> Volume {
 #[test]
 fn ext() {
     let mke2fs = |kind: &str, args: &[&str]| {
-        check(kind, 40 * MIB, "mke2fs", &[&["-q", "-F", "-t", kind], args].concat());
+        check(
+            kind,
+            40 * MIB,
+            "mke2fs",
+            &[&["-q", "-F", "-t", kind], args].concat(),
+        );
     };
     mke2fs("ext2", &["-L", "two"]);
     mke2fs("ext3", &["-L", "sixteen letters!"]);
     mke2fs("ext4", &["-L", "Größe  "]);
     mke2fs("ext4", &["-b", "1024", "-O", "^has_journal"]);
-    mke2fs("ext4", &["-b", "4096", "-O", "64bit,metadata_csum", "-U", "clear"]);
-    check("jbd", 40 * MIB, "mke2fs", &["-q", "-F", "-O", "journal_dev", "-L", "j"]);
+    mke2fs(
+        "ext4",
+        &["-b", "4096", "-O", "64bit,metadata_csum", "-U", "clear"],
+    );
+    check(
+        "jbd",
+        40 * MIB,
+        "mke2fs",
+        &["-q", "-F", "-O", "journal_dev", "-L", "j"],
+    );
 }
 
 #[test]
 fn xfs_btrfs_f2fs_jfs() {
     check("xfs", 320 * MIB, "mkfs.xfs", &["-q", "-L", "data disk"]);
-    check("xfs", 320 * MIB, "mkfs.xfs", &["-q", "-b", "size=1024", "-m", "crc=0"]);
-    check("btrfs", 200 * MIB, "mkfs.btrfs", &["-q", "-L", "a longer label than others, ü"]);
+    check(
+        "xfs",
+        320 * MIB,
+        "mkfs.xfs",
+        &["-q", "-b", "size=1024", "-m", "crc=0"],
+    );
+    check(
+        "btrfs",
+        200 * MIB,
+        "mkfs.btrfs",
+        &["-q", "-L", "a longer label than others, ü"],
+    );
     check("f2fs", 100 * MIB, "mkfs.f2fs", &["-q", "-l", "flash ü"]);
     check("jfs", 40 * MIB, "mkfs.jfs", &["-q", "-L", "jfs"]);
 }
 
 #[test]
 fn ntfs() {
-    check("ntfs", 20 * MIB, "mkfs.ntfs", &["-q", "-F", "-Q", "-L", "Größe 數據"]);
+    check(
+        "ntfs",
+        20 * MIB,
+        "mkfs.ntfs",
+        &["-q", "-F", "-Q", "-L", "Größe 數據"],
+    );
     check("ntfs", 20 * MIB, "mkfs.ntfs", &["-q", "-F", "-Q"]);
-    check("ntfs", 80 * MIB, "mkfs.ntfs", &["-q", "-F", "-Q", "-c", "65536", "-L", "big"]);
-    check("ntfs", 80 * MIB, "mkfs.ntfs", &["-q", "-F", "-Q", "-s", "4096", "-L", "4Kn"]);
-    check("ntfs", 400 * MIB, "mkfs.ntfs", &["-q", "-F", "-Q", "-c", "1048576", "-L", "1M"]);
+    check(
+        "ntfs",
+        80 * MIB,
+        "mkfs.ntfs",
+        &["-q", "-F", "-Q", "-c", "65536", "-L", "big"],
+    );
+    check(
+        "ntfs",
+        80 * MIB,
+        "mkfs.ntfs",
+        &["-q", "-F", "-Q", "-s", "4096", "-L", "4Kn"],
+    );
+    check(
+        "ntfs",
+        400 * MIB,
+        "mkfs.ntfs",
+        &["-q", "-F", "-Q", "-c", "1048576", "-L", "1M"],
+    );
 }
 
 #[test]
 fn fat_and_exfat() {
     check("vfat", 2 * MIB, "mkfs.vfat", &["-F", "12", "-n", "TWELVE"]);
-    check("vfat", 20 * MIB, "mkfs.vfat", &["-F", "16", "-n", "SIXTEEN 16"]);
+    check(
+        "vfat",
+        20 * MIB,
+        "mkfs.vfat",
+        &["-F", "16", "-n", "SIXTEEN 16"],
+    );
     check("vfat", 20 * MIB, "mkfs.vfat", &["-F", "16"]);
-    check("vfat", 80 * MIB, "mkfs.vfat", &["-F", "32", "-n", "THIRTYTWO"]);
-    check("vfat", 80 * MIB, "mkfs.vfat", &["-F", "32", "-i", "00000012"]);
-    check("vfat", 300 * MIB, "mkfs.vfat", &["-F", "32", "-S", "4096", "-n", "4KN"]);
+    check(
+        "vfat",
+        80 * MIB,
+        "mkfs.vfat",
+        &["-F", "32", "-n", "THIRTYTWO"],
+    );
+    check(
+        "vfat",
+        80 * MIB,
+        "mkfs.vfat",
+        &["-F", "32", "-i", "00000012"],
+    );
+    check(
+        "vfat",
+        300 * MIB,
+        "mkfs.vfat",
+        &["-F", "32", "-S", "4096", "-n", "4KN"],
+    );
     check("exfat", 20 * MIB, "mkfs.exfat", &["-L", "Größe"]);
     check("exfat", 20 * MIB, "mkfs.exfat", &[]);
 }
@@ -73,7 +136,12 @@ fn what_holds_no_files_or_is_locked() {
         let image = Image::new(40 * MIB);
         let path = image.path().display().to_string();
         let mut args = vec!["luksFormat", "-q", "--type", version, "--pbkdf", "pbkdf2"];
-        args.extend(["--pbkdf-force-iterations", "1000", "--key-file", "/etc/hostname"]);
+        args.extend([
+            "--pbkdf-force-iterations",
+            "1000",
+            "--key-file",
+            "/etc/hostname",
+        ]);
         if version == "luks2" {
             args.extend(["--label", "secret ü"]);
         }
@@ -93,17 +161,32 @@ fn read_only_ones() {
             let image = Image::new(0);
             let path = image.path().display().to_string();
             let args = ["-quiet", "-V", label, "-o", &path];
-            run("genisoimage", [joliet, &args[..], &[folder.as_str()]].concat());
+            run(
+                "genisoimage",
+                [joliet, &args[..], &[folder.as_str()]].concat(),
+            );
             one(&image, "iso9660");
         }
     }
     let image = Image::new(0);
     let path = image.path().display().to_string();
-    run("mksquashfs", [folder.as_str(), &path, "-noappend", "-quiet", "-no-progress"]);
+    run(
+        "mksquashfs",
+        [
+            folder.as_str(),
+            &path,
+            "-noappend",
+            "-quiet",
+            "-no-progress",
+        ],
+    );
     one(&image, "squashfs");
     // Of UDF the type is told, not the label.
     let image = Image::new(20 * MIB);
-    run("mkudffs", ["-b".as_ref(), "2048".as_ref(), image.path().as_os_str()]);
+    run(
+        "mkudffs",
+        ["-b".as_ref(), "2048".as_ref(), image.path().as_os_str()],
+    );
     assert_eq!(blkid(&image.path(), "TYPE", 0, 20 * MIB), "udf");
     assert_eq!(image.detect()[0].content, Content::FileSystem("udf".into()));
 }
@@ -114,16 +197,28 @@ fn made_by_hand() {
     let size = 20 * MIB;
     let make = |pieces: &[(u64, &[u8])]| {
         let image = Image::new(size);
-        pieces.iter().for_each(|(at, bytes)| image.write(*at, bytes));
+        pieces
+            .iter()
+            .for_each(|(at, bytes)| image.write(*at, bytes));
         image
     };
     // BitLocker: boot sector, and the metadata block that it points to.
     let fve = (0x10000, &b"-FVE-FS-\0\0\x02\0"[..]);
     let place = 0x10000_u64.to_le_bytes();
-    let seven = make(&[(0, b"\xeb\x58\x90-FVE-FS-"), (176, &place), fve, (510, &[0x55, 0xaa])]);
+    let seven = make(&[
+        (0, b"\xeb\x58\x90-FVE-FS-"),
+        (176, &place),
+        fve,
+        (510, &[0x55, 0xaa]),
+    ]);
     one(&seven, "BitLocker");
     let guid = b"\x3b\xd6\x67\x49\x29\x2e\xd8\x4a\x83\x99\xf6\xa3\x39\xe3\xd0\x01";
-    let to_go = make(&[(0, b"\xeb\x58\x90MSWIN4.1"), (424, guid), (440, &place), fve]);
+    let to_go = make(&[
+        (0, b"\xeb\x58\x90MSWIN4.1"),
+        (424, guid),
+        (440, &place),
+        fve,
+    ]);
     one(&to_go, "BitLocker");
     one(&make(&[(0, b"\0\0\0ReFS\0\0\0\0")]), "ReFS");
 
@@ -153,9 +248,12 @@ fn made_by_hand() {
         one(&make(&[(size - 0x10000, &bytes)]), "linux_raid_member");
     }
 
-
     let id = (65536 + 84, &b"0123456789abcdeflabel"[..]);
-    one(&make(&[(65536 + 44, &[0, 16]), (65536 + 52, b"ReIsEr2Fs"), id]), "reiserfs");
+    let sizes = [(65536 + 12, &[18, 0][..]), (65536 + 44, &[0, 16])];
+    one(
+        &make(&[sizes[0], sizes[1], (65536 + 52, b"ReIsEr2Fs"), id]),
+        "reiserfs",
+    );
     let mut nx = vec![0; 4096];
     nx[32..40].copy_from_slice(b"NXSB\0\x10\0\0");
     nx[24] = 1; // type: container superblock
@@ -173,7 +271,15 @@ fn le(word: &[u8]) -> u32 {
 #[test]
 fn raid_over_a_file_system() {
     let image = Image::new(20 * MIB);
-    run("mke2fs", ["-q".as_ref(), "-F".as_ref(), image.path().as_os_str(), "19m".as_ref()]);
+    run(
+        "mke2fs",
+        [
+            "-q".as_ref(),
+            "-F".as_ref(),
+            image.path().as_os_str(),
+            "19m".as_ref(),
+        ],
+    );
     one(&image, "ext2");
     let mut raid = vec![0; 4096];
     raid[..12].copy_from_slice(b"\xfc\x4e\x2b\xa9\0\0\0\0\x5a\0\0\0");
@@ -187,9 +293,18 @@ fn nothing_known() {
     for size in [0, 1, 511, 512, 1024, 4096, 70_000, MIB] {
         let image = Image::new(size);
         let volumes = image.detect();
-        assert_eq!((volumes.len(), volumes[0].name.as_str()), (1, "disk"), "{size}");
-        let Content::Unreadable(reason) = &volumes[0].content else { panic!("{volumes:?}") };
-        assert!(reason.starts_with("no known file system was found; "), "{reason}");
+        assert_eq!(
+            (volumes.len(), volumes[0].name.as_str()),
+            (1, "disk"),
+            "{size}"
+        );
+        let Content::Unreadable(reason) = &volumes[0].content else {
+            panic!("{volumes:?}")
+        };
+        assert!(
+            reason.starts_with("no known file system was found; "),
+            "{reason}"
+        );
     }
 }
 
@@ -212,7 +327,10 @@ fn one_read_is_enough() {
         run(program, [args, &[path.as_str()]].concat());
         let counting = Arc::new(Counting(image.disk(), Default::default()));
         let disk: Arc<dyn BlockRead> = counting.clone();
-        assert!(matches!(detect(&disk).unwrap()[0].content, Content::FileSystem(_)));
+        assert!(matches!(
+            detect(&disk).unwrap()[0].content,
+            Content::FileSystem(_)
+        ));
         assert_eq!(*counting.1.lock(), [(0, 68 << 10)]);
     }
 }
