@@ -14,7 +14,8 @@ pub(super) fn container(bytes: &[u8]) -> Option<Signature> {
 
 /// File systems and swap.
 pub(super) fn probe(bytes: &[u8]) -> Option<Signature> {
-    const ALL: [fn(&[u8]) -> Option<Signature>; 14] = [
+    type Probe = fn(&[u8]) -> Option<Signature>;
+    const ALL: [Probe; 14] = [
         swap, xfs, ext, reiserfs, jfs, udf, iso9660, zfs, hfsplus, squashfs, btrfs, f2fs, apfs,
         oracleasm,
     ];

@@ -301,7 +301,7 @@ fn a_physical_volume_alone() {
     assert_eq!(image.detect().len(), 2);
     let last = (0..40 * MIB / 512)
         .rev()
-        .find(|n| &image.bytes(n * 512 + 4, 16) == MAGIC)
+        .find(|n| image.bytes(n * 512 + 4, 16) == MAGIC)
         .unwrap();
     assert!(last * 512 > 30 * MIB);
     image.write(last * 512 + 100, &[1]);
@@ -310,16 +310,21 @@ fn a_physical_volume_alone() {
     assert!(reason(&volumes, "disk").contains("damaged"));
 }
 
-const MAGIC: &[u8; 16] = b" LVM2 x[5A%r0N*>";
+const MAGIC: &[u8] = b" LVM2 x[5A%r0N*>";
 
 #[test]
 fn metadata_goes_round_its_ring() {
     let image = Image::new(40 * MIB);
     let lvm = Lvm::new(vec![Loop::new(&image, 512)]);
     let device = lvm.loops[0].0.clone();
-    lvm.run("pvcreate", &["--metadatasize", "20k", &device]);
+    lvm.run(
+        "pvcreate",
+        &["--metadatasize", "36k", "--dataalignment", "4k", &device],
+    );
     lvm.run("vgcreate", &["vg0", &device]);
     lvm.create("vg0", "lv0", &["-L", "8M"]);
+    // A length that does not divide the ring.
+    lvm.run("vgchange", &["--addtag", &"t".repeat(700), "vg0"]);
     let mut wrapped = 0;
     for number in 0..60 {
         let (from, to) = (format!("lv{number}"), format!("lv{}", number + 1));
@@ -378,8 +383,9 @@ fn other_types_are_named() {
     let raid = "type=\"raid1\"\ndevice_count=2\nregion_size=4096\n\
                 raids=[\"r_rmeta_0\",\"r_rimage_0\",\"r_rmeta_1\",\"r_rimage_1\"]";
     more += &lv("r", seen, 1, raid);
-    let at = text.find("logical_volumes {\n").unwrap() + "logical_volumes {\n".len();
-    std::fs::write(&backup, format!("{}\n{more}{}", &text[..at], &text[at..])).unwrap();
+    let start = "logical_volumes {
+";
+    std::fs::write(&backup, text.replacen(start, &format!("{start}{more}"), 1)).unwrap();
     lvm.run("vgcfgrestore", &["--force", "-y", "-f", &backup, "vg0"]);
     let list = lvm.run("lvs", &["--noheadings", "-o", "lv_name", "vg0"]);
     let mut truth: Vec<_> = list.lines().map(|n| format!("vg0-{}", n.trim())).collect();
