@@ -55,7 +55,8 @@ pub(super) struct LvSegment {
     pub(super) start: u64,
     /// Number of extents.
     pub(super) count: u64,
-    /// `striped` (linear is striped over one), `thin`, `raid1`, …
+    /// `striped` (linear is striped over one), `thin`, `raid1`, …; after a `+`
+    /// stand flags that must be understood.
     pub(super) kind: String,
     /// Bytes per stripe.
     pub(super) stripe: u64,
@@ -162,8 +163,6 @@ fn logical(name: String, lv: &Section<'_>) -> Lv {
 
 fn segment(segment: &Section<'_>) -> Option<LvSegment> {
     let kind = segment.text("type")?;
-    // What stands after a plus is for compatibility, for example `raid0+…`.
-    let kind = kind.split('+').next().unwrap_or_default().to_owned();
     let stripe = segment
         .number("stripe_size")
         .unwrap_or(0)

@@ -189,8 +189,9 @@ impl Groups {
         }
         let other = lv.segments.iter().find(|segment| segment.kind != "striped");
         if let Some(LvSegment { kind, .. }) = other {
-            return match kind.as_str() {
-                "thin-pool" | "cache-pool" | "vdo-pool" => State::NoFiles(format!("LVM {kind}")),
+            let base = kind.split('+').next().unwrap_or_default();
+            return match base {
+                "thin-pool" | "cache-pool" | "vdo-pool" => State::NoFiles(format!("LVM {base}")),
                 _ => State::Unreadable(format!(
                     "LVM volumes of type {kind} are not read, only linear and striped ones"
                 )),
