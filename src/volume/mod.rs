@@ -13,6 +13,9 @@ pub mod mapping;
 mod name;
 mod signature;
 mod table;
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
+mod tests;
 
 use crate::error::Result;
 use crate::image::BlockRead;
@@ -63,10 +66,17 @@ pub fn detect(disk: &Arc<dyn BlockRead>) -> Result<Vec<Volume>> {
     let head = Head::read(disk.as_ref())?;
     let table = table::read(&head)?;
     let mut detection = Detection::new(disk);
-    match &table {
+    match table {
         None => detection.whole(&head)?,
+        // A boot loader may stand before a file system, with an empty table.
+        Some(Table { kind, partitions }) if partitions.is_empty() => {
+            detection.whole(&head)?;
+            if !detection.knows_any() {
+                detection.empty_table(kind);
+            }
+        }
         Some(table) => {
-            detection.partitions(table)?;
+            detection.partitions(&table)?;
             // An MBR may count in sectors of 4096 bytes; that is rare, so believe
             // it only where the usual reading leads to nothing and this does not.
             if table.kind == "dos"
@@ -83,7 +93,7 @@ pub fn detect(disk: &Arc<dyn BlockRead>) -> Result<Vec<Volume>> {
     }
     drop(head);
     detection.logical_volumes()?;
-    Ok(detection.finish(table.map(|table| table.kind)))
+    Ok(detection.finish())
 }
 
 /// A search under way.
@@ -133,6 +143,14 @@ impl<'a> Detection<'a> {
         let pv = self.describe(&mut volume, head, found)?;
         self.push(0, volume, pv);
         Ok(())
+    }
+
+    /// The disk has a partition table of this kind, and nothing in it.
+    fn empty_table(&mut self, kind: &str) {
+        for found in &mut self.found {
+            found.volume.content =
+                Content::NoFiles(format!("a {kind} partition table without entries"));
+        }
     }
 
     fn partitions(&mut self, table: &Table) -> Result<()> {
@@ -268,13 +286,7 @@ impl<'a> Detection<'a> {
     }
 
     /// The volumes in disk order, with names that are safe and unique.
-    fn finish(mut self, table: Option<&str>) -> Vec<Volume> {
-        if self.found.is_empty() {
-            let mut volume = empty("disk".into(), Mapping::linear(0, 0, self.disk.size()));
-            let table = table.unwrap_or("unknown");
-            volume.content = Content::NoFiles(format!("a {table} partition table without entries"));
-            self.push(0, volume, None);
-        }
+    fn finish(mut self) -> Vec<Volume> {
         self.found.sort_by_key(|found| found.first);
         let mut volumes: Vec<Volume> = self.found.into_iter().map(|found| found.volume).collect();
         name::make_unique(volumes.iter_mut().map(|volume| &mut volume.name));

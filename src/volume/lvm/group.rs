@@ -55,7 +55,8 @@ pub(super) struct LvSegment {
     pub(super) start: u64,
     /// Number of extents.
     pub(super) count: u64,
-    /// `striped` (linear is striped over one), `thin`, `raid1`, …
+    /// `striped` (linear is striped over one), `thin`, `raid1`, …; after a `+`
+    /// stand flags that must be understood.
     pub(super) kind: String,
     /// Bytes per stripe.
     pub(super) stripe: u64,
@@ -100,11 +101,12 @@ impl Group {
         })
     }
 
-    /// Whether `lv` stands for a snapshot that has a visible volume of its own.
-    pub(super) fn hides(&self, lv: &Lv) -> bool {
-        self.snapshots
-            .iter()
-            .any(|snapshot| snapshot.name == lv.name)
+    /// Whether `lv` is a user's: not internal. Of a snapshot, the store is what
+    /// a user sees by its name; a volume without a store stands for the two.
+    pub(super) fn shows(&self, lv: &Lv) -> bool {
+        let is =
+            |name: fn(&Snapshot) -> &String| self.snapshots.iter().any(|s| *name(s) == lv.name);
+        !is(|s| &s.name) && (lv.visible || is(|s| &s.store))
     }
 
     /// Why the bytes of `lv` are not those that a guest sees there, if it is a
@@ -161,8 +163,6 @@ fn logical(name: String, lv: &Section<'_>) -> Lv {
 
 fn segment(segment: &Section<'_>) -> Option<LvSegment> {
     let kind = segment.text("type")?;
-    // What stands after a plus is for compatibility, for example `raid0+…`.
-    let kind = kind.split('+').next().unwrap_or_default().to_owned();
     let stripe = segment
         .number("stripe_size")
         .unwrap_or(0)

@@ -165,7 +165,7 @@ impl Groups {
         self.groups
             .iter()
             .flat_map(|group| group.lvs.iter().map(move |lv| (group, lv)))
-            .filter(|(group, lv)| lv.visible && !group.hides(lv))
+            .filter(|(group, lv)| group.shows(lv))
             .take(MAX_LVS)
             .map(|(group, lv)| LogicalVolume {
                 name: format!("{}-{}", group.name, lv.name),
@@ -189,8 +189,9 @@ impl Groups {
         }
         let other = lv.segments.iter().find(|segment| segment.kind != "striped");
         if let Some(LvSegment { kind, .. }) = other {
-            return match kind.as_str() {
-                "thin-pool" | "cache-pool" | "vdo-pool" => State::NoFiles(format!("LVM {kind}")),
+            let base = kind.split('+').next().unwrap_or_default();
+            return match base {
+                "thin-pool" | "cache-pool" | "vdo-pool" => State::NoFiles(format!("LVM {base}")),
                 _ => State::Unreadable(format!(
                     "LVM volumes of type {kind} are not read, only linear and striped ones"
                 )),

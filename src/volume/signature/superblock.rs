@@ -14,9 +14,23 @@ pub(super) fn container(bytes: &[u8]) -> Option<Signature> {
 
 /// File systems and swap.
 pub(super) fn probe(bytes: &[u8]) -> Option<Signature> {
-    const ALL: [fn(&[u8]) -> Option<Signature>; 14] = [
-        swap, xfs, ext, reiserfs, jfs, udf, iso9660, zfs, hfsplus, squashfs, btrfs, f2fs, apfs,
+    type Probe = fn(&[u8]) -> Option<Signature>;
+    const ALL: [Probe; 15] = [
+        swap,
+        xfs,
+        ext,
+        reiserfs,
+        jfs,
+        udf,
+        iso9660,
+        zfs,
+        hfsplus,
+        squashfs,
+        btrfs,
+        f2fs,
+        apfs,
         oracleasm,
+        luks_second,
     ];
     ALL.into_iter().find_map(|probe| probe(bytes))
 }
@@ -39,16 +53,9 @@ fn lvm(b: &[u8]) -> Option<Signature> {
 }
 
 fn luks(b: &[u8]) -> Option<Signature> {
-    // The second header of LUKS2 stands at one of several places.
-    let second = [0x4000, 0x8000, 0x10000]
-        .into_iter()
-        .find(|at| is(b, *at, b"SKUL\xba\xbe"));
-    let at = if is(b, 0, b"LUKS\xba\xbe") {
-        0
-    } else {
-        second?
-    };
-    let b = b.get(at..)?;
+    if !is(b, 0, b"LUKS\xba\xbe") {
+        return None;
+    }
     let label = if be16(b, 6)? == 2 {
         b.get(24..72)?
     } else {
@@ -58,6 +65,21 @@ fn luks(b: &[u8]) -> Option<Signature> {
     Some(Signature {
         uuid,
         ..Signature::new("crypto_LUKS").label(label)
+    })
+}
+
+/// LUKS2 by its second header, which stands at one of several places. Asked
+/// last: it outlives a new format at the beginning.
+fn luks_second(b: &[u8]) -> Option<Signature> {
+    [0x4000, 0x8000, 0x10000].into_iter().find_map(|at: usize| {
+        let b = b.get(at..)?;
+        let valid = is(b, 0, b"SKUL\xba\xbe") && be64(b, 256)? == u64::try_from(at).ok()?;
+        let uuid = String::from_utf8_lossy(&super::text(b.get(168..208)?)).into_owned();
+        let found = valid.then(|| Signature::new("crypto_LUKS"))?;
+        Some(Signature {
+            uuid,
+            ..found.label(b.get(24..72)?)
+        })
     })
 }
 
@@ -145,7 +167,8 @@ fn reiserfs(b: &[u8]) -> Option<Signature> {
     let sb = b.get(65536..)?;
     let found = [&b"ReIsErFs"[..], b"ReIsEr2Fs", b"ReIsEr3Fs"]
         .iter()
-        .any(|m| is(sb, 52, m));
+        .any(|m| is(sb, 52, m))
+        && le16(sb, 44)? >= 1024;
     let found = found.then(|| Signature::new("reiserfs"))?;
     Some(found.uuid(array(sb, 84)).label(sb.get(100..116)?))
 }

@@ -7,7 +7,6 @@
 use super::{MAX_PARTITIONS, Partition, Role};
 use crate::error::Result;
 use crate::volume::head::{Head, array, is, le16, le32, le64};
-use std::borrow::Cow;
 
 /// The smallest header that the specification knows.
 const HEADER: usize = 92;
@@ -64,7 +63,7 @@ struct Entries {
 }
 
 /// Where the entries lie, if `header` is whole and the one of `lba`.
-fn entries_place(header: &Cow<'_, [u8]>, sector: u64, lba: u64) -> Option<Entries> {
+fn entries_place(header: &[u8], sector: u64, lba: u64) -> Option<Entries> {
     if !is(header, 0, b"EFI PART") || le64(header, 24)? != lba {
         return None;
     }
