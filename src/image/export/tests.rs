@@ -1,9 +1,13 @@
+use super::session::MAX_STARTS;
 use super::*;
-use parking_lot::Condvar;
+use crate::image::chain::Chain;
+use crate::image::qemu_nbd::Process;
+use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Instant;
 
 /// A repository and a runtime directory of its own.
 struct Place {
