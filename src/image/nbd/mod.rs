@@ -26,3 +26,6 @@ pub(crate) mod request;
 
 pub(crate) use connection::{Connection, Owner};
 pub(crate) use request::Request;
+
+#[cfg(test)]
+mod tests;
