@@ -28,4 +28,5 @@ pub(crate) use connection::{Connection, Owner};
 pub(crate) use request::Request;
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests;
