@@ -1,7 +1,7 @@
 //! One image held open by `qemu-nbd`, read through NBD.
 //!
 //! The idea: an [`Export`] stays good for as long as it lives, whatever happens
-//! to the process behind it; [`session`] sees to that. Here is what can be asked
+//! to the process behind it; `session` sees to that. Here is what can be asked
 //! of it, and the checks of what is asked.
 
 mod session;

@@ -242,6 +242,33 @@ fn a_chain_of_four_and_a_data_file() {
 }
 
 #[test]
+fn an_image_in_use_elsewhere_is_readable() {
+    let place = Place::new();
+    let image = place.image();
+    let mut writer = Command::new("qemu-io")
+        .args(["-f", "qcow2"])
+        .arg(&image)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // qemu's write lock is there when others are refused it.
+    eventually("the writer has its lock", || {
+        let mut other = Command::new("qemu-io");
+        let out = other
+            .args(["-f", "qcow2", "-c", "quit"])
+            .arg(&image)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&out.stderr).contains("lock")
+    });
+    let export = Export::open(&image, "qcow2", &place.options()).unwrap();
+    assert_eq!(read(&export, 0, 1).unwrap(), [0x41]);
+    drop(writer.stdin.take());
+    writer.wait().unwrap();
+}
+
+#[test]
 fn block_status_is_that_of_qemu_img_map() {
     #[derive(serde::Deserialize)]
     struct Stretch {
