@@ -25,7 +25,7 @@ const WAITING_READ: usize = 8 << 20;
 /// The most that one question for block status asks about.
 const MAX_STATUS: u64 = 1 << 30;
 /// Buffers up to this size are kept for a thread's next waiting read.
-const KEPT_BUFFER: usize = 1 << 20;
+const KEPT_BUFFER: usize = 256 << 10;
 
 /// How exports are opened.
 #[derive(Debug, Clone)]
