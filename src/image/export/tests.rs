@@ -4,6 +4,7 @@ use crate::image::chain::Chain;
 use crate::image::qemu_nbd::Process;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -249,19 +250,22 @@ fn an_image_in_use_elsewhere_is_readable() {
         .args(["-f", "qcow2"])
         .arg(&image)
         .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    // qemu's write lock is there when others are refused it.
-    eventually("the writer has its lock", || {
-        let mut other = Command::new("qemu-io");
-        let out = other
-            .args(["-f", "qcow2", "-c", "quit"])
-            .arg(&image)
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&out.stderr).contains("lock")
-    });
+    // Its prompt says that it has opened the image.
+    let prompt = writer.stdout.as_mut().unwrap().read(&mut [0; 8]);
+    assert!(prompt.unwrap() > 0);
+    let mut other = Command::new("qemu-io");
+    let out = other
+        .args(["-f", "qcow2", "-c", "quit"])
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&out.stderr).contains("lock"),
+        "{out:?}"
+    );
     let export = Export::open(&image, "qcow2", &place.options()).unwrap();
     assert_eq!(read(&export, 0, 1).unwrap(), [0x41]);
     drop(writer.stdin.take());
