@@ -10,8 +10,8 @@
 //! - [`chain`] checks, before any process starts, that the image and all that
 //!   it depends on are inside the repositories;
 //! - [`export`] owns the process and the connections, and starts them again;
-//! - [`qemu_nbd`] is the process, [`qemu_img`] a question to its sibling;
-//! - [`nbd`] is the protocol, [`deadline`] the clock of its requests;
+//! - `qemu_nbd` is the process, `qemu_img` a question to its sibling;
+//! - `nbd` is the protocol, `deadline` the clock of its requests;
 //! - [`cache`] keeps metadata blocks of all disks, one bounded LRU;
 //! - [`disk`] is what the layers above see: cached reads for parsers, direct
 //!   reads for file data.

@@ -5,7 +5,7 @@
 use crate::error::{Error, Result};
 use nix::fcntl::OFlag;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ const MAX_L1: u64 = 32 << 20;
 /// Longest name of a backing file, by the specification.
 const MAX_NAME: usize = 1023;
 
+const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 /// Dirty, corrupt, data file, compression type, extended L2 entries.
 const INCOMPATIBLE_KNOWN: u64 = 0b1_1111;
@@ -40,6 +41,20 @@ pub struct Header {
     pub backing_format: Option<String>,
     /// Name of the external data file, likewise.
     pub data_file: Option<PathBuf>,
+    pub(super) tables: Tables,
+}
+
+/// Where an image's tables lie, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tables {
+    pub(super) l1_at: u64,
+    pub(super) l1_len: u64,
+    pub(super) refcount_at: u64,
+    pub(super) refcount_clusters: u64,
+    /// A reference count has `1 << refcount_order` bits.
+    pub(super) refcount_order: u32,
+    /// Entries of the second level take 16 bytes, not 8.
+    pub(super) extended_l2: bool,
 }
 
 impl Header {
@@ -60,7 +75,7 @@ impl Header {
             return Err(bad("the file is empty (0 bytes), not a qcow2 image"));
         }
         let mut head = [0; 104];
-        let got = read_up_to(file, &mut head).map_err(io)?;
+        let got = read_up_to(file, &mut head, 0).map_err(io)?;
         let head = head.get(..got).unwrap_or_default();
         if !head.starts_with(&MAGIC) {
             return Err(bad("not a qcow2 image (it does not begin with QFI\\xfb)"));
@@ -93,10 +108,10 @@ impl Header {
         if virtual_size > i64::MAX.unsigned_abs() {
             return Err(bad("the qcow2 header is damaged: impossible disk size"));
         }
-        let (incompatible, header_length) = if version == 2 {
-            (0, V2_LENGTH)
+        let (incompatible, refcount_order, header_length) = if version == 2 {
+            (0, 4, V2_LENGTH)
         } else {
-            (u64_at(72)?, u64::from(u32_at(100)?))
+            (u64_at(72)?, u32_at(96)?, u64::from(u32_at(100)?))
         };
         if incompatible & !INCOMPATIBLE_KNOWN != 0 {
             let unknown = incompatible & !INCOMPATIBLE_KNOWN;
@@ -112,8 +127,20 @@ impl Header {
         if l1_len > MAX_L1 {
             return Err(bad("the qcow2 header is damaged: impossible table size"));
         }
-        let l1_end = u64_at(40)?.saturating_add(l1_len);
-        if l1_end > len || u64_at(48)? >= len {
+        let tables = Tables {
+            l1_at: u64_at(40)?,
+            l1_len,
+            refcount_at: u64_at(48)?,
+            refcount_clusters: u64::from(u32_at(56)?),
+            refcount_order,
+            extended_l2: incompatible & INCOMPATIBLE_EXTENDED_L2 != 0,
+        };
+        if tables.refcount_order > 6 {
+            return Err(bad(
+                "the qcow2 header is damaged: impossible reference counts",
+            ));
+        }
+        if tables.l1_at.saturating_add(l1_len) > len || tables.refcount_at >= len {
             return Err(bad(
                 "the qcow2 image is truncated: it ends before its tables do",
             ));
@@ -122,7 +149,7 @@ impl Header {
         let (backing_at, backing_len) = (u64_at(8)?, u32_at(16)?);
         let area = cluster_size.min(len);
         let mut area = vec![0; usize::try_from(area).map_err(|_| truncated())?];
-        let got = read_up_to(file, &mut area).map_err(io)?;
+        let got = read_up_to(file, &mut area, 0).map_err(io)?;
         area.truncate(got);
         let backing_file = if backing_at == 0 || backing_len == 0 {
             None
@@ -179,6 +206,7 @@ impl Header {
             backing_file,
             backing_format,
             data_file,
+            tables,
         })
     }
 }
@@ -221,28 +249,20 @@ fn unsupported(path: &Path, reason: impl Into<String>) -> Error {
     }
 }
 
-fn read_up_to(file: &File, buf: &mut [u8]) -> io::Result<usize> {
-    let most = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-    let mut found = Vec::new();
-    At { file, offset: 0 }.take(most).read_to_end(&mut found)?;
-    for (to, from) in buf.iter_mut().zip(&found) {
-        *to = *from;
+/// Fills `buf` from `at`, less at the end of the file; says how much.
+pub(super) fn read_up_to(file: &File, buf: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut filled = 0_usize;
+    while let Some(rest) = buf.get_mut(filled..)
+        && !rest.is_empty()
+    {
+        match file.read_at(rest, at.saturating_add(filled as u64)) {
+            Ok(0) => break,
+            Ok(n) => filled = filled.saturating_add(n),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
     }
-    Ok(found.len())
-}
-
-/// A file read from an offset, whatever its own position is.
-struct At<'a> {
-    file: &'a File,
-    offset: u64,
-}
-
-impl Read for At<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read_at(buf, self.offset)?;
-        self.offset = self.offset.saturating_add(n as u64);
-        Ok(n)
-    }
+    Ok(filled)
 }
 
 fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {

@@ -1,9 +1,14 @@
+use super::session::MAX_STARTS;
 use super::*;
-use parking_lot::Condvar;
+use crate::image::chain::Chain;
+use crate::image::qemu_nbd::Process;
+use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Instant;
 
 /// A repository and a runtime directory of its own.
 struct Place {
@@ -235,6 +240,36 @@ fn a_chain_of_four_and_a_data_file() {
     assert!(read(&export, 0, truth.len()).unwrap() == truth);
     let raw = Export::open(&place.repo("outer.data"), "raw", &place.options()).unwrap();
     assert!(read(&raw, 0, truth.len()).unwrap() == truth);
+}
+
+#[test]
+fn an_image_in_use_elsewhere_is_readable() {
+    let place = Place::new();
+    let image = place.image();
+    let mut writer = Command::new("qemu-io")
+        .args(["-f", "qcow2"])
+        .arg(&image)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its prompt says that it has opened the image.
+    let prompt = writer.stdout.as_mut().unwrap().read(&mut [0; 8]);
+    assert!(prompt.unwrap() > 0);
+    let mut other = Command::new("qemu-io");
+    let out = other
+        .args(["-f", "qcow2", "-c", "quit"])
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&out.stderr).contains("lock"),
+        "{out:?}"
+    );
+    let export = Export::open(&image, "qcow2", &place.options()).unwrap();
+    assert_eq!(read(&export, 0, 1).unwrap(), [0x41]);
+    drop(writer.stdin.take());
+    writer.wait().unwrap();
 }
 
 #[test]

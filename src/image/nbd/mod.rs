@@ -10,6 +10,7 @@
 //! - [`handshake`]: from a fresh socket to the transmission phase;
 //! - [`request`]: one read or one question for block status;
 //! - [`connection`]: requests under way on one socket, and its receiving thread;
+//! - [`receiver`]: what that thread does with replies;
 //! - [`coverage`]: which bytes of a request have arrived.
 //!
 //! Source: the NBD project's `doc/proto.md`.
@@ -20,7 +21,12 @@ pub(crate) mod connection;
 pub(crate) mod coverage;
 pub(crate) mod handshake;
 pub(crate) mod protocol;
+mod receiver;
 pub(crate) mod request;
 
 pub(crate) use connection::{Connection, Owner};
 pub(crate) use request::Request;
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
+mod tests;
