@@ -231,19 +231,14 @@ impl Ext {
         let verified = border(
             || dir.what(),
             || {
-                if has_csum_tail(block) {
-                    return Ok(Some(
-                        self.checksum.verify_dir_entry_tail(ino, generation, block),
-                    ));
+                // An index first: its tail looks like the other one.
+                if let Some(counts) = index_counts(block)
+                    && dir.has(InodeFlags::INDEX)
+                {
+                    return Ok(self.checksum.verify_dx_tail(ino, generation, block, counts));
                 }
-                // An inner node begins with one empty record that fills the
-                // block; the root with `.` and `..`.
-                let inner = le32(block, 0) == Some(0);
-                let counts = if inner { 8 } else { 32 };
-                Ok(dir
-                    .has(InodeFlags::INDEX)
-                    .then(|| self.checksum.verify_dx_tail(ino, generation, block, counts))
-                    .flatten())
+                Ok(has_csum_tail(block)
+                    .then(|| self.checksum.verify_dir_entry_tail(ino, generation, block)))
             },
         );
         match verified {
@@ -351,6 +346,22 @@ impl Ext {
             _ => Err(dir.corrupt("it does not say which folder holds it")),
         }
     }
+}
+
+/// Where the entries of an index begin if the block looks like a part of one,
+/// by the kernel's rule: an inner node is one record that fills the block, the
+/// root is `.`, `..` that fills the rest, and 8 bytes of information.
+fn index_counts(block: &[u8]) -> Option<usize> {
+    let length = |at| Records { block, at }.length();
+    let first = length(0)?;
+    if first == block.len() {
+        return Some(8);
+    }
+    let root = first == 12
+        && length(12)? == block.len().saturating_sub(12)
+        && le32(block, 24)? == 0
+        && *block.get(29)? == 8;
+    root.then_some(32)
 }
 
 /// The inode number that a block of records gives `name`.

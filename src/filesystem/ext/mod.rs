@@ -32,7 +32,9 @@ use std::sync::atomic::AtomicU64;
 
 use fs_ext4::checksum::Checksummer;
 use fs_ext4::features::{Compat, Incompat, RoCompat, SUPPORTED_INCOMPAT};
-use fs_ext4::superblock::{EXT4_ERROR_FS, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock};
+use fs_ext4::superblock::{
+    EXT4_ERROR_FS, EXT4_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock,
+};
 
 use super::{Attr, Description, DirEntry, Extent, FileSystem, FileType};
 use crate::error::{Error, Result};
@@ -74,6 +76,16 @@ impl Ext {
             .next()
             .unwrap_or_default()
             .to_vec();
+        let unsupported = |reason| Error::Unsupported {
+            what: "ext4".into(),
+            reason,
+        };
+        let is_journal = le32(&raw, 0x60).unwrap_or(0) & Incompat::JOURNAL_DEV.bits() != 0;
+        if is_journal && le16(&raw, 0x38) == Some(EXT4_MAGIC) {
+            return Err(unsupported(
+                "this is the journal of another file system".into(),
+            ));
+        }
         let superblock = border(|| WHAT.into(), || Superblock::parse(raw))?;
         let checksum = Checksummer::from_superblock(&superblock);
         if !checksum.verify_superblock(&superblock.raw) {
@@ -81,15 +93,8 @@ impl Ext {
         }
         let unknown = superblock.feature_incompat & !SUPPORTED_INCOMPAT;
         if unknown != 0 {
-            let reason = if unknown & Incompat::JOURNAL_DEV.bits() != 0 {
-                "this is the journal of another file system".into()
-            } else {
-                format!("it uses features that are not known (incompat {unknown:#x})")
-            };
-            return Err(Error::Unsupported {
-                what: "ext4".into(),
-                reason,
-            });
+            let reason = format!("it uses features that are not known (incompat {unknown:#x})");
+            return Err(unsupported(reason));
         }
         // The crate leaves these to its callers.
         let block_bits = superblock.log_block_size.saturating_add(10);

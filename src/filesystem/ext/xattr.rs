@@ -20,7 +20,7 @@ use fs_ext4::inode::InodeFlags;
 
 use super::inode::Inode;
 use super::{Ext, border, le16, le32};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// First four bytes of either table.
 const MAGIC: u32 = 0xea02_0000;
@@ -225,7 +225,13 @@ impl Ext {
                 .to_vec());
         }
         // `ea_inode`: the value is the content of an inode of its own.
-        let holder = self.inode(u64::from(entry.inode))?;
+        let holder = self
+            .inode(u64::from(entry.inode))
+            .map_err(|error| match error {
+                // The file is there: what is not is a part of it.
+                Error::NotFound { .. } => inode.corrupt(format!("its attribute's {error}")),
+                error => error,
+            })?;
         if !holder.has(InodeFlags::EA_INODE) || holder.size != u64::from(entry.size) {
             return Err(holder.corrupt(format!("it is not an attribute of inode {}", inode.ino)));
         }
