@@ -176,6 +176,7 @@ pub(crate) struct Config {
     /// Bytes.
     pub(crate) cache_size: u64,
     pub(crate) xattrs: bool,
+    #[expect(dead_code, reason = "checked now, listened on when there is an HTTP side")]
     pub(crate) listen: SocketAddr,
     pub(crate) request_timeout: Duration,
     pub(crate) start_timeout: Duration,
@@ -186,8 +187,6 @@ pub(crate) struct Config {
     pub(crate) gate: GatePolicy,
     pub(crate) group: String,
     pub(crate) log: String,
-    /// The file that was read.
-    pub(crate) file: Option<PathBuf>,
     /// The effective user id that the defaults were made for.
     pub(crate) uid: u32,
     written: Vec<(&'static Key, Written)>,
@@ -247,7 +246,6 @@ impl Config {
             )?,
             group: values.text("group")?,
             log: values.text("log")?,
-            file: sources.file.clone(),
             uid: sources.uid,
             written: Vec::new(),
         };

@@ -24,6 +24,7 @@ use crate::control::{
     AttachedDisk, CacheFigures, ControlHandler, Instance, SlotFigures, Status, Totals,
 };
 use crate::gate;
+use crate::process;
 use crate::signals::Shutdown;
 
 /// How often the main thread looks at the catalog.
@@ -37,12 +38,14 @@ const LAST_READS: Duration = Duration::from_secs(3);
 /// # Errors
 /// What keeps it from serving, as a sentence that says what to do.
 pub(crate) fn run(config: &Config) -> Result<()> {
-    gate::overlaps(config)?;
-    prepare_mountpoint(config)?;
-    gate::check(config)?;
-    let instance = Instance::claim(&config.runtime_dir, &config.group)?;
-    sendense_fuse::clear_stale(&config.mountpoint)?;
     let shutdown = Shutdown::install()?;
+    process::raise_open_files()?;
+    gate::overlaps(config)?;
+    let instance = Instance::claim(&config.runtime_dir, &config.group)?;
+    gate::make_mountpoint(config)?;
+    gate::check(config)?;
+    // Only the one instance may take away what an earlier one has left.
+    sendense_fuse::clear_stale(&config.mountpoint)?;
     let backups = Backups::open(config)?;
     let mount = Mount::new(
         Arc::clone(&backups.tree),
@@ -90,29 +93,6 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     drop(control);
     backups.close();
     Ok(())
-}
-
-/// The mountpoint is made if it is not there; the folder above it, if that is
-/// made too, keeps other users out.
-fn prepare_mountpoint(config: &Config) -> Result<()> {
-    let mountpoint = &config.mountpoint;
-    // What an earlier run left is no folder to look at; it is cleared later.
-    let stale = matches!(fs::metadata(mountpoint), Err(e) if e.raw_os_error() == Some(libc::ENOTCONN));
-    if stale || mountpoint.is_dir() {
-        return Ok(());
-    }
-    let failed = |path: &Path, e| Error::io(format!("making the mountpoint: {}", path.display()), e);
-    if let Some(parent) = mountpoint.parent().filter(|parent| !parent.exists()) {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .create(parent.parent().unwrap_or(parent))
-            .and_then(|()| fs::DirBuilder::new().mode(0o750).create(parent))
-            .map_err(|e| failed(parent, e))?;
-        if let Ok(Some(group)) = nix::unistd::Group::from_name(&config.group) {
-            let _ = nix::unistd::chown(parent, None, Some(group.gid));
-        }
-    }
-    fs::create_dir(mountpoint).map_err(|e| failed(mountpoint, e))
 }
 
 /// The catalog, the slots and the tree over them: what `serve` mounts, and what
@@ -248,7 +228,7 @@ impl ControlHandler for Handler {
                 errors: get(&self.errors),
             },
             attached,
-            rss: resident(),
+            rss: process::resident_memory(),
         }
     }
 
@@ -268,12 +248,4 @@ impl ControlHandler for Handler {
 fn seconds(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
-/// Resident memory of this process in bytes (`/proc/self/statm`, in pages).
-fn resident() -> u64 {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
-    pages.saturating_mul(u64::try_from(page).unwrap_or(4096))
 }

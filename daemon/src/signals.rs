@@ -18,9 +18,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 pub(crate) enum Reason {
     /// The signal of this number.
     Signal(i32),
-    /// Somebody in this process asked, for example because the tree was
-    /// unmounted from outside.
-    Asked,
+    /// Signals can no longer be waited for.
+    Deaf,
 }
 
 impl std::fmt::Display for Reason {
@@ -30,7 +29,7 @@ impl std::fmt::Display for Reason {
                 Some(name) => write!(f, "{name}"),
                 None => write!(f, "signal {number}"),
             },
-            Self::Asked => write!(f, "the tree was unmounted"),
+            Self::Deaf => write!(f, "signals can no longer be received"),
         }
     }
 }
@@ -38,18 +37,6 @@ impl std::fmt::Display for Reason {
 /// The end of a daemon, waited for by its main thread.
 pub(crate) struct Shutdown {
     receiver: Receiver<Reason>,
-    sender: mpsc::Sender<Reason>,
-}
-
-/// Asks for the end from another thread.
-#[derive(Clone)]
-pub(crate) struct Stopper(mpsc::Sender<Reason>);
-
-impl Stopper {
-    /// Asks for the end; a second call changes nothing.
-    pub(crate) fn stop(&self) {
-        let _ = self.0.send(Reason::Asked);
-    }
 }
 
 impl Shutdown {
@@ -62,7 +49,6 @@ impl Shutdown {
         let mut signals =
             signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
         let (sender, receiver) = mpsc::channel();
-        let to_main = sender.clone();
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
@@ -70,21 +56,11 @@ impl Shutdown {
                     if earlier > 0 {
                         signal_hook::low_level::exit(128_i32.saturating_add(signal));
                     }
-                    let _ = to_main.send(Reason::Signal(signal));
+                    let _ = sender.send(Reason::Signal(signal));
                 }
             })
             .map_err(failed)?;
-        Ok(Self { receiver, sender })
-    }
-
-    /// For threads that have a reason of their own to end the program.
-    pub(crate) fn stopper(&self) -> Stopper {
-        Stopper(self.sender.clone())
-    }
-
-    /// Waits for the end.
-    pub(crate) fn wait(&self) -> Reason {
-        self.receiver.recv().unwrap_or(Reason::Asked)
+        Ok(Self { receiver })
     }
 
     /// Waits for the end, at most `time`; `None` if it did not come.
@@ -92,7 +68,7 @@ impl Shutdown {
         match self.receiver.recv_timeout(time) {
             Ok(reason) => Some(reason),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some(Reason::Asked),
+            Err(RecvTimeoutError::Disconnected) => Some(Reason::Deaf),
         }
     }
 }
@@ -127,7 +103,5 @@ mod tests {
         let reason = shutdown.wait_for(Duration::from_secs(5));
         assert_eq!(reason, Some(Reason::Signal(SIGTERM)));
         assert_eq!(Reason::Signal(SIGTERM).to_string(), "SIGTERM");
-        shutdown.stopper().stop();
-        assert_eq!(shutdown.wait(), Reason::Asked);
     }
 }

@@ -103,8 +103,8 @@ ln -s "$(printf 'l%.0s' $(seq 1 200))" etc/soft-long
 mkfifo var/pipe; mknod var/null c 1 3; mknod var/disk b 259 1000000
 python3 -c "import socket; socket.socket(socket.AF_UNIX).bind('var/socket')"
 head -c 3000000 /dev/urandom > var/random
-truncate -s 2G var/sparse; echo middle | dd of=var/sparse bs=1 seek=1000000000 conv=notrunc status=none
-echo end | dd of=var/sparse bs=1 seek=2147483640 conv=notrunc status=none
+truncate -s 100M var/sparse; echo middle | dd of=var/sparse bs=1 seek=50000000 conv=notrunc status=none
+echo end | dd of=var/sparse bs=1 seek=104857590 conv=notrunc status=none
 fallocate -l 1M var/unwritten 2>/dev/null || truncate -s 1M var/unwritten; echo start | dd of=var/unwritten conv=notrunc status=none
 for i in $(seq 0 2 400); do dd if=/dev/urandom of=var/fragmented bs=4k count=1 seek=$i conv=notrunc status=none; done
 chmod 4755 etc/hostname; chmod 1777 var/log; chown 1000:1001 home/user
