@@ -414,7 +414,7 @@ impl Import<'_> {
         let virtual_size = at.whole_field("virtual_size")?;
         let size_gb = at
             .number_field("size_gb", MAX_GB)?
-            .or(virtual_size.map(super::scan::gigabytes));
+            .or(virtual_size.map(super::found::gigabytes));
         let format = at.field("format").map(|at| {
             // As `add`: what is not known cannot be read either.
             at.word(super::record::FORMATS)

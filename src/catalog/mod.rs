@@ -14,10 +14,12 @@
 //! - [`query`]: what the tree asks;
 //! - [`repository`]: the directories that may hold images;
 //! - [`layout`] and [`header`]: what an image's name and first bytes say;
-//! - [`scan`]: finding images; [`record`]: one image by hand, and removal;
+//! - [`walk`] and [`scan`]: finding images; [`record`]: one image by hand, and
+//!   removal; [`found`]: the rows that both write; [`relations`]: chains;
 //! - [`shapes`], [`exchange`] and [`json`]: the JSON that clients know.
 
 mod exchange;
+mod found;
 mod header;
 mod json;
 mod layout;

@@ -2,7 +2,7 @@
 //! touched.
 
 use super::Catalog;
-use super::scan;
+use super::found;
 use super::walk::Identity;
 use super::{layout, relations, repository};
 use crate::error::{Error, Result};
@@ -68,7 +68,7 @@ impl Catalog {
             return Err(Error::image(Path::new(&path), "is not a regular file"));
         }
         let home = self.repository_of(&path, repositories)?;
-        let examined = scan::examine(Path::new(&path), &new.format);
+        let examined = found::examine(Path::new(&path), &new.format);
         match &examined {
             Err(reason) => return Err(Error::image(Path::new(&path), reason)),
             Ok(header) if header.being_written => {
@@ -85,7 +85,7 @@ impl Catalog {
             let backup = backup_for(connection, new, home, time)?;
             refuse_taken(connection, new, &backup, &path)?;
             let image = (&examined, identity);
-            scan::insert_examined(
+            found::insert_examined(
                 connection,
                 &backup,
                 new.disk_index,
@@ -93,7 +93,7 @@ impl Catalog {
                 &new.format,
                 image,
             )?;
-            scan::settle_backup(connection, &backup)?;
+            found::settle_backup(connection, &backup)?;
             relations::rebuild(connection)?;
             Ok(backup)
         })
@@ -283,7 +283,7 @@ fn backup_for(connection: &Connection, new: &NewImage, home: i64, time: i64) -> 
             )?;
         }
     }
-    scan::insert_backup(connection, &id, &context, time)?;
+    found::insert_backup(connection, &id, &context, time)?;
     Ok(id)
 }
 

@@ -57,13 +57,13 @@ fn child() {
                             "INSERT INTO vm_backup_contexts (context_id, vm_name) VALUES (?1, ?1)",
                             [&id],
                         )?;
-                        super::super::scan::insert_backup(connection, &id, &id, 5)?;
+                        super::super::found::insert_backup(connection, &id, &id, 5)?;
                         connection.execute(
                             "INSERT INTO backup_disks (backup_job_id, disk_index, qcow2_path,
                                  status) VALUES (?1, 0, '/r/' || ?1, 'completed')",
                             [&id],
                         )?;
-                        super::super::scan::settle_backup(connection, &id)
+                        super::super::found::settle_backup(connection, &id)
                     })
                     .unwrap();
             }
