@@ -264,6 +264,55 @@ fn made_by_hand() {
     nx[24] = 1; // type: container superblock
     nx[72..88].copy_from_slice(b"0123456789abcdef");
     one(&make(&[(0, &nx)]), "apfs");
+    // HFS+: blkid wants to see more of it than is here.
+    let mut hfs = vec![0; 512];
+    hfs[..4].copy_from_slice(b"H+\0\x04");
+    hfs[40..48].copy_from_slice(b"\0\0\x10\0\0\0\x14\0");
+    let volume = make(&[(1024, &hfs)]).detect().remove(0);
+    assert_eq!(volume.content, Content::FileSystem("hfsplus".into()));
+
+    // ZFS: the list of names and values, and the blocks that blkid counts.
+    let text = |s: &str| {
+        let mut raw = (s.len() as u32).to_be_bytes().to_vec();
+        raw.extend_from_slice(s.as_bytes());
+        raw.resize(raw.len().next_multiple_of(4), 0);
+        raw
+    };
+    let pair = |name: &str, kind: u32, value: Vec<u8>| {
+        let mut raw = text(name);
+        raw.extend_from_slice(&[kind.to_be_bytes(), 1_u32.to_be_bytes()].concat());
+        raw.extend_from_slice(&value);
+        let len = (raw.len() as u32 + 8).to_be_bytes();
+        [&len[..], &len, &raw].concat()
+    };
+    let mut list = b"\x01\x01\0\0\0\0\0\0\0\0\0\x01".to_vec();
+    list.extend(pair("version", 8, 5000_u64.to_be_bytes().to_vec()));
+    list.extend(pair("name", 9, text("tank")));
+    list.extend(pair("state", 8, vec![0; 8]));
+    list.extend(pair(
+        "pool_guid",
+        8,
+        12_345_678_901_234_567_890_u64.to_be_bytes().to_vec(),
+    ));
+    list.extend(pair("guid", 8, 77_u64.to_be_bytes().to_vec()));
+    list.resize(list.len() + 8, 0);
+    let magic = 0x00ba_b10c_u64.to_le_bytes();
+    let blocks: Vec<_> = (0..8).map(|n| (0x20000 + n * 1024, &magic[..])).collect();
+    // blkid looks for no pool on less than 64 MiB.
+    let size = 80 * MIB;
+    let all: Vec<_> = [0, 0x40000, size - 0x80000, size - 0x40000]
+        .into_iter()
+        .flat_map(|label| {
+            let list = (label + 0x4000, list.as_slice());
+            blocks
+                .iter()
+                .map(move |(at, b)| (label + at, *b))
+                .chain([list])
+        })
+        .collect();
+    let pool = Image::new(size);
+    all.iter().for_each(|(at, bytes)| pool.write(*at, bytes));
+    one(&pool, "zfs_member");
     one(&make(&[(32, b"ORCLDISKDATA01")]), "oracleasm");
 }
 
