@@ -122,12 +122,18 @@ pub enum Error {
 impl Error {
     /// An I/O error on a named object.
     pub fn io(what: impl Into<String>, source: io::Error) -> Self {
-        Self::Io { what: what.into(), source: Arc::new(source) }
+        Self::Io {
+            what: what.into(),
+            source: Arc::new(source),
+        }
     }
 
     /// A damaged structure.
     pub fn corrupt(what: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Corrupt { what: what.into(), reason: reason.into() }
+        Self::Corrupt {
+            what: what.into(),
+            reason: reason.into(),
+        }
     }
 
     /// Something that is not there.
@@ -137,7 +143,10 @@ impl Error {
 
     /// An image that is not as it should be.
     pub fn image(path: &Path, reason: impl Into<String>) -> Self {
-        Self::ImageInvalid { path: path.to_owned(), reason: reason.into() }
+        Self::ImageInvalid {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
     }
 
     /// The errno that a system call answers for this error.

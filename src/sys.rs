@@ -35,16 +35,20 @@ pub fn spawn_bound(mut command: Command) -> io::Result<Child> {
     }
     let spawner = SPAWNER.get_or_init(|| {
         let (sender, receiver) = mpsc::channel::<Spawn>();
-        std::thread::Builder::new().name("spawner".into()).spawn(move || {
-            for (mut command, reply) in receiver {
-                // Whoever asked may have given up; the child dies with its handle's owner.
-                let _ = reply.send(command.spawn());
-            }
-        })?;
+        std::thread::Builder::new()
+            .name("spawner".into())
+            .spawn(move || {
+                for (mut command, reply) in receiver {
+                    // Whoever asked may have given up; the child dies with its handle's owner.
+                    let _ = reply.send(command.spawn());
+                }
+            })?;
         Ok(sender)
     });
     let gone = || io::Error::other("the thread that starts child processes is gone");
-    let spawner = spawner.as_ref().map_err(|e| io::Error::new(e.kind(), e.to_string()))?;
+    let spawner = spawner
+        .as_ref()
+        .map_err(|e| io::Error::new(e.kind(), e.to_string()))?;
     let (reply, answer) = mpsc::channel();
     spawner.send((command, reply)).map_err(|_| gone())?;
     answer.recv().map_err(|_| gone())?

@@ -1,7 +1,12 @@
 //! Images that are damaged, missing or hostile: a clear error each, and other
 //! disks go on.
 #![allow(missing_docs)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -26,7 +31,9 @@ fn every_bad_image_is_a_clear_error_and_harms_no_other() {
     lab.configure("request_timeout = \"5s\"\nstart_timeout = \"5s\"");
     let raw = RawDisk::ext4(lab.path("work/a.raw"), "64M", &[]);
     raw.write(|root| {
-        shell(&format!("cd {root:?}; echo good > file; head -c 20000000 /dev/urandom > large"));
+        shell(&format!(
+            "cd {root:?}; echo good > file; head -c 20000000 /dev/urandom > large"
+        ));
     });
     let stamp = "20251008-192431";
     let mut cases = Vec::new();
@@ -45,14 +52,22 @@ fn every_bad_image_is_a_clear_error_and_harms_no_other() {
     let image = |vm: &str| layout(&lab, vm, 0, stamp);
     fs::write(image("empty"), b"").unwrap();
     fs::write(image("garbage"), vec![0x5a; 100_000]).unwrap();
-    shell(&format!("dd if=/dev/zero of={:?} bs=104 count=1 conv=notrunc status=none", image("headless")));
+    shell(&format!(
+        "dd if=/dev/zero of={:?} bs=104 count=1 conv=notrunc status=none",
+        image("headless")
+    ));
 
     // Chains that lead where they must not.
     let outside = lab.path("work/outside.qcow2");
-    shell(&format!("qemu-img convert -f raw -O qcow2 {:?} {outside:?}", raw.path));
+    shell(&format!(
+        "qemu-img convert -f raw -O qcow2 {:?} {outside:?}",
+        raw.path
+    ));
     let overlay = |vm: &'static str, backing: &str| {
         let image = layout(&lab, vm, 0, stamp);
-        shell(&format!("qemu-img create -q -f qcow2 -u -b {backing:?} -F qcow2 {image:?} 64M"));
+        shell(&format!(
+            "qemu-img create -q -f qcow2 -u -b {backing:?} -F qcow2 {image:?} 64M"
+        ));
     };
     overlay("missing-backing", "nowhere.qcow2");
     overlay("outside", outside.to_str().unwrap());
@@ -74,7 +89,11 @@ fn every_bad_image_is_a_clear_error_and_harms_no_other() {
         cases.push(Case { vm, says });
     }
     // `add` and `scan` may refuse them; what they take must give an error later.
-    let _ = lab.sendense(["catalog".as_ref(), "scan".as_ref(), lab.path("repository").as_os_str()]);
+    let _ = lab.sendense([
+        "catalog".as_ref(),
+        "scan".as_ref(),
+        lab.path("repository").as_os_str(),
+    ]);
     let _daemon = Daemon::start(&lab);
     let good = lab.mountpoint().join("good/latest/disk0/file");
     for case in &cases {
@@ -84,16 +103,26 @@ fn every_bad_image_is_a_clear_error_and_harms_no_other() {
         }
         let began = Instant::now();
         let error = fs::read_dir(&disk).map(Iterator::count).expect_err(case.vm);
-        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{}: {error}", case.vm);
+        assert_eq!(
+            error.raw_os_error(),
+            Some(libc::EIO),
+            "{}: {error}",
+            case.vm
+        );
         assert!(began.elapsed() < Duration::from_secs(6), "{}", case.vm);
-        let why = xattr::get(&disk, "user.sendense.error").unwrap().unwrap_or_else(|| panic!("{}: no reason given", case.vm));
+        let why = xattr::get(&disk, "user.sendense.error")
+            .unwrap()
+            .unwrap_or_else(|| panic!("{}: no reason given", case.vm));
         let why = String::from_utf8(why).unwrap();
         println!("{}: {why}", case.vm);
         assert!(why.contains(case.says), "{}: {why}", case.vm);
         assert_eq!(fs::read_to_string(&good).unwrap(), "good\n");
     }
     let shown = fs::read_dir(lab.mountpoint()).unwrap().count();
-    assert!(shown >= 4, "the images that went bad later are still shown: {shown}");
+    assert!(
+        shown >= 4,
+        "the images that went bad later are still shown: {shown}"
+    );
 }
 
 /// > A file whose data is damaged is an error there, never wrong bytes; the rest
@@ -104,7 +133,9 @@ fn a_truncated_image_never_gives_wrong_bytes() {
     lab.configure("request_timeout = \"5s\"");
     let raw = RawDisk::ext4(lab.path("work/a.raw"), "64M", &[]);
     raw.write(|root| {
-        shell(&format!("cd {root:?}; for i in $(seq 200); do head -c 100000 /dev/urandom > f$i; done"));
+        shell(&format!(
+            "cd {root:?}; for i in $(seq 200); do head -c 100000 /dev/urandom > f$i; done"
+        ));
     });
     let image = full(&lab, &raw.path, "cut", 0, "20251008-192431");
     lab.scan();
@@ -116,7 +147,9 @@ fn a_truncated_image_never_gives_wrong_bytes() {
     drop(file);
     let _daemon = Daemon::start(&lab);
     let root = lab.mountpoint().join("cut/latest/disk0");
-    let Ok(entries) = fs::read_dir(&root) else { return };
+    let Ok(entries) = fs::read_dir(&root) else {
+        return;
+    };
     let (mut right, mut failed) = (0, 0);
     raw.truth(|truth| {
         for entry in entries.flatten() {
@@ -126,7 +159,10 @@ fn a_truncated_image_never_gives_wrong_bytes() {
             }
             match fs::read(entry.path()) {
                 Ok(bytes) => {
-                    assert!(bytes == fs::read(truth.join(&name)).unwrap(), "{name:?}: wrong bytes");
+                    assert!(
+                        bytes == fs::read(truth.join(&name)).unwrap(),
+                        "{name:?}: wrong bytes"
+                    );
                     right += 1;
                 }
                 Err(_) => failed += 1,
@@ -155,7 +191,10 @@ fn a_bad_incremental_leaves_the_full_backup_readable() {
         .filter(|path| !path.ends_with("latest"))
         .collect();
     fs::write(&top, b"QFI").unwrap();
-    let read: Vec<_> = backups.iter().map(|b| fs::read_to_string(b.join("disk0/file")).ok()).collect();
+    let read: Vec<_> = backups
+        .iter()
+        .map(|b| fs::read_to_string(b.join("disk0/file")).ok())
+        .collect();
     assert!(read.contains(&Some("one".to_owned())), "{read:?}");
     assert!(read.contains(&None), "{read:?}");
 }

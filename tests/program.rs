@@ -1,7 +1,12 @@
 //! The program's other commands: reading without a mount, status, doctor, running
 //! as an ordinary user.
 #![allow(missing_docs)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -45,13 +50,24 @@ fn copies_without_a_mount_are_whole() {
     let target = RawDisk::ext4(lab.path("work/target.raw"), "400M", &["-I 256"]);
     target.write(|mount| {
         let to = mount.join("copy");
-        succeeded(lab.sendense(["cp".as_ref(), "-a".as_ref(), "vm/latest/disk0".as_ref(), to.as_os_str()]));
+        succeeded(lab.sendense([
+            "cp".as_ref(),
+            "-a".as_ref(),
+            "vm/latest/disk0".as_ref(),
+            to.as_os_str(),
+        ]));
         let truth = disk.truth(facts);
         assert_same(&comparable(truth), &comparable(facts(&to)));
         let sparse = fs::metadata(to.join("var/sparse")).unwrap();
-        assert!(std::os::unix::fs::MetadataExt::blocks(&sparse) < 1000, "holes are kept");
+        assert!(
+            std::os::unix::fs::MetadataExt::blocks(&sparse) < 1000,
+            "holes are kept"
+        );
     });
-    assert!(fs::read_dir(lab.path("run")).unwrap().next().is_none(), "nothing is left in the runtime folder");
+    assert!(
+        fs::read_dir(lab.path("run")).unwrap().next().is_none(),
+        "nothing is left in the runtime folder"
+    );
 }
 
 #[test]
@@ -60,10 +76,26 @@ fn ls_and_cat_read_without_a_mount() {
     assert_eq!(lab.sendense_ok(["ls"]).trim(), "vm");
     assert!(lab.sendense_ok(["ls", "vm"]).contains("latest"));
     let names = lab.sendense_ok(["ls", "vm/latest/disk0/etc"]);
-    assert_eq!(names.lines().collect::<Vec<_>>(), ["deep", "hard1", "hostname", "soft", "soft-absolute", "soft-long"]);
-    assert_eq!(lab.sendense_ok(["cat", "vm/latest/disk0/etc/hostname"]), "hello\n");
+    assert_eq!(
+        names.lines().collect::<Vec<_>>(),
+        [
+            "deep",
+            "hard1",
+            "hostname",
+            "soft",
+            "soft-absolute",
+            "soft-long"
+        ]
+    );
+    assert_eq!(
+        lab.sendense_ok(["cat", "vm/latest/disk0/etc/hostname"]),
+        "hello\n"
+    );
     let long = lab.sendense_ok(["ls", "-l", "vm/latest/disk0/etc"]);
-    assert!(long.contains("-rwsr") && long.contains("soft -> hostname"), "{long}");
+    assert!(
+        long.contains("-rwsr") && long.contains("soft -> hostname"),
+        "{long}"
+    );
     let sum = shell(&format!(
         "{:?} --config {:?} cat vm/latest/disk0/var/random | sha256sum",
         env!("CARGO_BIN_EXE_sendense"),
@@ -74,7 +106,10 @@ fn ls_and_cat_read_without_a_mount() {
     let missing = lab.sendense(["cat", "vm/latest/disk0/no/such/file"]);
     assert!(!missing.status.success());
     let said = String::from_utf8(missing.stderr).unwrap();
-    assert!(said.contains("no/such/file") && said.contains("not found"), "{said}");
+    assert!(
+        said.contains("no/such/file") && said.contains("not found"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -82,23 +117,38 @@ fn status_and_release_tell_what_is_attached() {
     let (lab, _disk) = one_backup();
     let said = lab.sendense(["status"]);
     assert!(!said.status.success());
-    assert!(String::from_utf8_lossy(&said.stderr).contains("not running"), "{said:?}");
+    assert!(
+        String::from_utf8_lossy(&said.stderr).contains("not running"),
+        "{said:?}"
+    );
     let daemon = Daemon::start(&lab);
     fs::read(lab.mountpoint().join("vm/latest/disk0/var/random")).unwrap();
-    let status: serde_json::Value = serde_json::from_str(&lab.sendense_ok(["status", "--json"])).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&lab.sendense_ok(["status", "--json"])).unwrap();
     let disk = &status["attached"][0];
-    assert!(disk["path"].as_str().unwrap().starts_with("vm/backup-vm-"), "{status}");
-    assert!(disk["bytes_read"].as_u64().unwrap() >= 3_000_000, "{status}");
+    assert!(
+        disk["path"].as_str().unwrap().starts_with("vm/backup-vm-"),
+        "{status}"
+    );
+    assert!(
+        disk["bytes_read"].as_u64().unwrap() >= 3_000_000,
+        "{status}"
+    );
     assert_eq!(disk["qemu_nbd_pid"], daemon.qemu_nbds()[0]);
     let text = lab.sendense_ok(["status"]);
     assert!(text.contains("disk0"), "{text}");
     lab.sendense_ok(["release", "vm/latest/disk0"]);
-    wait_for("the release", Duration::from_secs(5), || daemon.qemu_nbds().is_empty());
+    wait_for("the release", Duration::from_secs(5), || {
+        daemon.qemu_nbds().is_empty()
+    });
     let again = lab.sendense(["release", "vm/latest/disk0"]);
     assert!(!again.status.success());
     let second = lab.sendense(["serve"]);
     assert!(!second.status.success());
-    assert!(String::from_utf8_lossy(&second.stderr).contains("already running"), "{second:?}");
+    assert!(
+        String::from_utf8_lossy(&second.stderr).contains("already running"),
+        "{second:?}"
+    );
 }
 
 /// > `serve` refuses to mount where every user of the host could read all backups.
@@ -113,30 +163,52 @@ fn an_open_gate_is_refused() {
     let said = lab.sendense(["serve"]);
     assert!(!said.status.success());
     let said = String::from_utf8(said.stderr).unwrap();
-    assert!(said.contains("every user") && said.contains("install -d -m 0750"), "{said}");
+    assert!(
+        said.contains("every user") && said.contains("install -d -m 0750"),
+        "{said}"
+    );
     let doctor = lab.sendense(["doctor"]);
-    assert!(String::from_utf8_lossy(&doctor.stdout).contains("every user"), "{doctor:?}");
+    assert!(
+        String::from_utf8_lossy(&doctor.stdout).contains("every user"),
+        "{doctor:?}"
+    );
 }
 
 #[test]
 fn a_mountpoint_that_overlaps_a_repository_is_refused() {
     let (lab, _disk) = one_backup();
     let inside = lab.path("repository/tree");
-    let said = lab.sendense(["--mountpoint".as_ref(), inside.as_os_str(), "serve".as_ref()]);
+    let said = lab.sendense([
+        "--mountpoint".as_ref(),
+        inside.as_os_str(),
+        "serve".as_ref(),
+    ]);
     assert!(!said.status.success());
-    assert!(String::from_utf8_lossy(&said.stderr).contains("overlap"), "{said:?}");
+    assert!(
+        String::from_utf8_lossy(&said.stderr).contains("overlap"),
+        "{said:?}"
+    );
 }
 
 /// An ordinary user, with fusermount3 and nothing else.
 #[test]
 fn an_ordinary_user_can_serve() {
     let (lab, _disk) = one_backup();
-    let home = tempfile::Builder::new().prefix("sendense-user-").tempdir_in("/var/tmp").unwrap();
+    let home = tempfile::Builder::new()
+        .prefix("sendense-user-")
+        .tempdir_in("/var/tmp")
+        .unwrap();
     let at = |sub: &str| home.path().join(sub);
     shell(&format!(
         "id sendense-test >/dev/null 2>&1 || useradd --system --no-create-home sendense-test
          cp -a {:?} {:?}; mkdir {:?} {:?} {:?}; chown -R sendense-test {:?}; chmod 755 {:?}",
-        lab.path("repository"), at("repository"), at("state"), at("run"), at("backups"), home.path(), home.path()
+        lab.path("repository"),
+        at("repository"),
+        at("state"),
+        at("run"),
+        at("backups"),
+        home.path(),
+        home.path()
     ));
     let program = at("sendense");
     fs::copy(env!("CARGO_BIN_EXE_sendense"), &program).unwrap();
@@ -150,22 +222,45 @@ fn an_ordinary_user_can_serve() {
     .unwrap();
     let as_user = |args: &[&str]| {
         let mut command = Command::new("setpriv");
-        command.args(["--reuid=sendense-test", "--regid=sendense-test", "--clear-groups", "--"]);
-        command.arg(&program).arg("--config").arg(at("sendense.toml")).args(args);
+        command.args([
+            "--reuid=sendense-test",
+            "--regid=sendense-test",
+            "--clear-groups",
+            "--",
+        ]);
+        command
+            .arg(&program)
+            .arg("--config")
+            .arg(at("sendense.toml"))
+            .args(args);
         command.stdin(Stdio::null());
         command
     };
-    succeeded(as_user(&["catalog", "scan", at("repository").to_str().unwrap()]).output().unwrap());
+    succeeded(
+        as_user(&["catalog", "scan", at("repository").to_str().unwrap()])
+            .output()
+            .unwrap(),
+    );
     let mut serve = as_user(&["serve"]).spawn().unwrap();
     let read = |path: &Path| {
         let script = format!("cat {path:?}");
         Command::new("setpriv")
-            .args(["--reuid=sendense-test", "--regid=sendense-test", "--clear-groups", "--", "sh", "-c", &script])
+            .args([
+                "--reuid=sendense-test",
+                "--regid=sendense-test",
+                "--clear-groups",
+                "--",
+                "sh",
+                "-c",
+                &script,
+            ])
             .output()
             .unwrap()
     };
     let file = at("backups").join("vm/latest/disk0/etc/hostname");
-    wait_for("the tree", Duration::from_secs(10), || read(&file).stdout == b"hello\n");
+    wait_for("the tree", Duration::from_secs(10), || {
+        read(&file).stdout == b"hello\n"
+    });
     // Modes of the guest are shown and not enforced.
     let mut secret = read(&at("backups").join("vm/latest/disk0/etc/deep/old"));
     assert!(secret.status.success(), "{secret:?}");
@@ -174,7 +269,10 @@ fn an_ordinary_user_can_serve() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(serve.wait().unwrap().success());
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(&*at("backups").to_string_lossy()), "{mounts}");
+    assert!(
+        !mounts.contains(&*at("backups").to_string_lossy()),
+        "{mounts}"
+    );
 }
 
 /// A destination that the guest's tree would lead out of is not left.
@@ -186,7 +284,9 @@ fn a_copy_never_leaves_its_destination() {
     let outside = lab.path("work/outside");
     fs::create_dir(&outside).unwrap();
     disk.write(|root| {
-        shell(&format!("cd {root:?}; mkdir d; echo guest > d/file; ln -s {outside:?} link"));
+        shell(&format!(
+            "cd {root:?}; mkdir d; echo guest > d/file; ln -s {outside:?} link"
+        ));
     });
     full(&lab, &disk.path, "vm", 0, "20251008-192431");
     lab.scan();
@@ -194,6 +294,11 @@ fn a_copy_never_leaves_its_destination() {
     let to = lab.path("work/to");
     fs::create_dir(&to).unwrap();
     std::os::unix::fs::symlink(&outside, to.join("disk0")).unwrap();
-    let said = lab.sendense(["cp".as_ref(), "-a".as_ref(), "vm/latest/disk0".as_ref(), to.as_os_str()]);
+    let said = lab.sendense([
+        "cp".as_ref(),
+        "-a".as_ref(),
+        "vm/latest/disk0".as_ref(),
+        to.as_os_str(),
+    ]);
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "{said:?}");
 }

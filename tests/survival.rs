@@ -1,7 +1,12 @@
 //! What goes on under a reader and must not be noticed: eviction, a qemu-nbd that
 //! dies, a daemon that is restarted; and what must not be left behind.
 #![allow(missing_docs)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -39,12 +44,20 @@ fn lab(disks: u32, extra: &str) -> (Lab, Vec<RawDisk>) {
 
 fn disk(lab: &Lab, n: u32) -> PathBuf {
     let target = fs::read_link(lab.mountpoint().join("vm/latest")).unwrap();
-    lab.mountpoint().join("vm").join(target).join(format!("disk{n}"))
+    lab.mountpoint()
+        .join("vm")
+        .join(target)
+        .join(format!("disk{n}"))
 }
 
 /// Its path below the mountpoint, as `sendense release` takes it.
 fn name(lab: &Lab, n: u32) -> String {
-    disk(lab, n).strip_prefix(lab.mountpoint()).unwrap().to_str().unwrap().to_owned()
+    disk(lab, n)
+        .strip_prefix(lab.mountpoint())
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned()
 }
 
 fn drop_caches() {
@@ -58,7 +71,12 @@ fn copy_while(lab: &Lab, n: u32, raw: &RawDisk, mut meanwhile: impl FnMut(u32)) 
     fs::read_dir(&from).unwrap().count();
     drop_caches();
     let to = lab.path(format!("work/copy{n}"));
-    let mut copy = Command::new("cp").arg("-a").arg(&from).arg(&to).spawn().unwrap();
+    let mut copy = Command::new("cp")
+        .arg("-a")
+        .arg(&from)
+        .arg(&to)
+        .spawn()
+        .unwrap();
     let mut rounds = 0;
     while copy.try_wait().unwrap().is_none() {
         meanwhile(rounds);
@@ -115,7 +133,9 @@ fn an_open_file_and_a_folder_survive_eviction() {
     let mut listing = fs::read_dir(root.join("d1")).unwrap();
     let first = listing.next().unwrap().unwrap().file_name();
     lab.sendense_ok(["release", &name(&lab, 0)]);
-    wait_for("the release", Duration::from_secs(5), || daemon.qemu_nbds().is_empty());
+    wait_for("the release", Duration::from_secs(5), || {
+        daemon.qemu_nbds().is_empty()
+    });
     drop_caches();
     file.seek(SeekFrom::Start(50_000_000)).unwrap();
     file.read_exact(&mut before).unwrap();
@@ -152,8 +172,17 @@ fn two_disks_from_many_processes() {
     let mut readers = Vec::new();
     for n in 0..12 {
         let from = disk(&lab, n % 2);
-        let script = format!("cd {from:?} && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum");
-        readers.push((n % 2, Command::new("bash").args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap()));
+        let script = format!(
+            "cd {from:?} && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
+        );
+        readers.push((
+            n % 2,
+            Command::new("bash")
+                .args(["-c", &script])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        ));
     }
     let truths: Vec<String> = raws
         .iter()
@@ -162,7 +191,10 @@ fn two_disks_from_many_processes() {
     for (n, reader) in readers {
         let output = reader.wait_with_output().unwrap();
         assert!(output.status.success());
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), truths[n as usize]);
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            truths[n as usize]
+        );
     }
 }
 
@@ -196,14 +228,22 @@ fn a_hung_disk_times_out_alone() {
     for d in 1..=20 {
         fs::read(disk(&lab, 1).join(format!("d{d}/f{d}"))).unwrap();
     }
-    assert!(began.elapsed() < Duration::from_secs(2), "the other disk was held up");
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "the other disk was held up"
+    );
     for reader in readers {
-        let error = reader.join().unwrap().expect_err("a hung disk must not answer");
+        let error = reader
+            .join()
+            .unwrap()
+            .expect_err("a hung disk must not answer");
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
     }
     assert!(began.elapsed() < Duration::from_secs(15));
     kill(hung, Signal::SIGCONT).unwrap();
-    wait_for("the disk to work again", Duration::from_secs(10), || fs::read(&large).is_ok_and(|b| b.len() == 60_000_000));
+    wait_for("the disk to work again", Duration::from_secs(10), || {
+        fs::read(&large).is_ok_and(|b| b.len() == 60_000_000)
+    });
 }
 
 fn numbers(root: &Path) -> Vec<(PathBuf, u64)> {
@@ -234,7 +274,11 @@ fn a_restart_keeps_inode_numbers_and_shells() {
         let mut stdin = shell_in_tree.stdin.take().unwrap();
         writeln!(stdin, "cat f1").unwrap();
         std::thread::sleep(Duration::from_millis(200));
-        if crash { daemon.kill() } else { daemon.stop() }
+        if crash {
+            daemon.kill()
+        } else {
+            daemon.stop()
+        }
         let _daemon = Daemon::start(&lab);
         // Before anything else has looked inside.
         writeln!(stdin, "cd \"$PWD\" && cat f1 && ls | wc -l && exit").unwrap();
@@ -257,7 +301,11 @@ fn handles_live_on() {
     let handle = shell(&format!("python3 {helper:?} get {:?}", root.join("d7/f42")));
     let folder = shell(&format!("python3 {helper:?} get {:?}", root.join("d7")));
     let read = |handle: &str| {
-        shell(&format!("python3 {helper:?} read {:?} {}", lab.mountpoint(), handle.trim()))
+        shell(&format!(
+            "python3 {helper:?} read {:?} {}",
+            lab.mountpoint(),
+            handle.trim()
+        ))
     };
     drop_caches();
     assert_eq!(read(&handle), "disk 0 dir 7 file 42\n");
@@ -286,9 +334,17 @@ fn sigterm_with_files_open_leaves_nothing() {
         assert!(status.success(), "{status}");
         assert!(!daemon.is_mounted());
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        assert!(!mounts.contains(&*lab.mountpoint().to_string_lossy()), "{mounts}");
-        wait_for("qemu-nbd's end", Duration::from_secs(5), || !Path::new(&format!("/proc/{}", children[0])).exists());
-        let left: Vec<_> = shell(&format!("find {:?} -type s", lab.path("run"))).lines().map(String::from).collect();
+        assert!(
+            !mounts.contains(&*lab.mountpoint().to_string_lossy()),
+            "{mounts}"
+        );
+        wait_for("qemu-nbd's end", Duration::from_secs(5), || {
+            !Path::new(&format!("/proc/{}", children[0])).exists()
+        });
+        let left: Vec<_> = shell(&format!("find {:?} -type s", lab.path("run")))
+            .lines()
+            .map(String::from)
+            .collect();
         assert_eq!(left, Vec::<String>::new(), "sockets left");
         drop(file);
     }
@@ -303,7 +359,9 @@ fn a_killed_daemon_leaves_no_qemu_nbd() {
     let children = daemon.qemu_nbds();
     assert_eq!(children.len(), 1);
     daemon.kill();
-    wait_for("qemu-nbd's end", Duration::from_secs(5), || !Path::new(&format!("/proc/{}", children[0])).exists());
+    wait_for("qemu-nbd's end", Duration::from_secs(5), || {
+        !Path::new(&format!("/proc/{}", children[0])).exists()
+    });
     let daemon = Daemon::start(&lab);
     assert_eq!(fs::metadata(disk(&lab, 0)).unwrap().nlink(), 2);
     daemon.stop();
@@ -318,9 +376,15 @@ fn an_idle_disk_is_released() {
     let daemon = Daemon::start(&lab);
     fs::read_dir(disk(&lab, 0)).unwrap().count();
     assert_eq!(daemon.qemu_nbds().len(), 1);
-    wait_for("the sweep", Duration::from_secs(6), || daemon.qemu_nbds().is_empty());
+    wait_for("the sweep", Duration::from_secs(6), || {
+        daemon.qemu_nbds().is_empty()
+    });
     drop_caches();
-    assert!(fs::read(disk(&lab, 0).join("d3/f3")).unwrap().starts_with(b"disk 0"));
+    assert!(
+        fs::read(disk(&lab, 0).join("d3/f3"))
+            .unwrap()
+            .starts_with(b"disk 0")
+    );
 }
 
 /// > The first look-ups of a disk share one attempt.
@@ -338,7 +402,8 @@ fn first_lookups_share_one_attach() {
     for thread in threads {
         assert_eq!(thread.join().unwrap(), 22);
     }
-    let status: serde_json::Value = serde_json::from_str(&lab.sendense_ok(["status", "--json"])).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&lab.sendense_ok(["status", "--json"])).unwrap();
     assert_eq!(status["totals"]["attaches"], 1, "{status}");
     assert_eq!(daemon.qemu_nbds().len(), 1);
 }

@@ -1,7 +1,12 @@
 //! What the tree shows, compared with the kernel's own view of the same images.
 //! Paragraphs quoted above a test are promises of docs/semantics.md.
 #![allow(missing_docs)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -29,7 +34,10 @@ fn every_file_is_as_the_kernel_sees_it() {
         ("small-blocks", &["-b 1024 -I 128"]),
         ("inline", &["-O inline_data -I 256"]),
         ("bigalloc", &["-O bigalloc -C 65536"]),
-        ("plain", &["-O ^metadata_csum,^64bit,^flex_bg,^huge_file,uninit_bg"]),
+        (
+            "plain",
+            &["-O ^metadata_csum,^64bit,^flex_bg,^huge_file,uninit_bg"],
+        ),
         ("ea-inode", &["-O ea_inode,meta_bg,^resize_inode -b 2048"]),
     ];
     let lab = Lab::new();
@@ -84,7 +92,9 @@ END"
             size(n) / 1024
         ));
         RawDisk::at(&disk, offset(n)).write(|root| {
-            shell(&format!("cd {root:?}; echo {label} > name; mkdir a; echo b > a/b"));
+            shell(&format!(
+                "cd {root:?}; echo {label} > name; mkdir a; echo b > a/b"
+            ));
         });
     }
     shell(&format!(
@@ -115,9 +125,27 @@ END"
     assert_eq!(attribute("part2", "label").as_deref(), Some("boot"));
     assert_eq!(attribute("part2", "type").as_deref(), Some("ext4"));
     assert_eq!(attribute("part2", "size"), Some(size(1).to_string()));
-    assert!(attribute("part5", "error").is_some(), "it says why it cannot be read");
-    assert!(fs::read_dir(disk0.join("part5")).is_err(), "what cannot be read never looks empty");
-    let blkid = run("blkid", ["-p", "-o", "value", "-s", "UUID", "-O", &offset(1).to_string(), disk.to_str().unwrap()]);
+    assert!(
+        attribute("part5", "error").is_some(),
+        "it says why it cannot be read"
+    );
+    assert!(
+        fs::read_dir(disk0.join("part5")).is_err(),
+        "what cannot be read never looks empty"
+    );
+    let blkid = run(
+        "blkid",
+        [
+            "-p",
+            "-o",
+            "value",
+            "-s",
+            "UUID",
+            "-O",
+            &offset(1).to_string(),
+            disk.to_str().unwrap(),
+        ],
+    );
     assert_eq!(attribute("part2", "uuid").as_deref(), Some(blkid.trim()));
 }
 
@@ -133,11 +161,17 @@ fn looking_at_a_backup_attaches_nothing() {
     lab.scan();
     let daemon = Daemon::start(&lab);
     let root = lab.mountpoint();
-    shell(&format!("cd {root:?}; ls -la . lazy lazy/latest/ lazy/*; stat lazy/latest/*; getfattr -d lazy/latest/*"));
+    shell(&format!(
+        "cd {root:?}; ls -la . lazy lazy/latest/ lazy/*; stat lazy/latest/*; getfattr -d lazy/latest/*"
+    ));
     assert_eq!(daemon.qemu_nbds(), Vec::<u32>::new());
-    let status: serde_json::Value = serde_json::from_str(&lab.sendense_ok(["status", "--json"])).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&lab.sendense_ok(["status", "--json"])).unwrap();
     assert_eq!(status["slots"]["used"], 0, "{status}");
-    assert_eq!(fs::read_to_string(root.join("lazy/latest/disk1/file")).unwrap(), "inside");
+    assert_eq!(
+        fs::read_to_string(root.join("lazy/latest/disk1/file")).unwrap(),
+        "inside"
+    );
     assert_eq!(daemon.qemu_nbds().len(), 1);
 }
 
@@ -155,14 +189,25 @@ fn the_raw_disk_is_the_disk() {
     let _daemon = Daemon::start(&lab);
     let shown = backup(&lab, "raw").join("disk3.raw");
     assert_eq!(fs::metadata(&shown).unwrap().len(), 128 << 20);
-    assert_eq!(support::facts::sha256(&shown), support::facts::sha256(&disk.path));
+    assert_eq!(
+        support::facts::sha256(&shown),
+        support::facts::sha256(&disk.path)
+    );
     // Copied with its holes, it takes no more than the image.
     let copy = lab.path("work/copy.raw");
-    shell(&format!("cp --sparse=auto {shown:?} {copy:?}; cmp {shown:?} {copy:?}"));
+    shell(&format!(
+        "cp --sparse=auto {shown:?} {copy:?}; cmp {shown:?} {copy:?}"
+    ));
     let taken = fs::metadata(&copy).unwrap().blocks() * 512;
     let image = fs::metadata(&image).unwrap().blocks() * 512;
-    assert!(taken <= image + (4 << 20), "the copy takes {taken} bytes, the image {image}");
-    shell(&format!("qemu-img compare -f raw -F raw {shown:?} {:?}", disk.path));
+    assert!(
+        taken <= image + (4 << 20),
+        "the copy takes {taken} bytes, the image {image}"
+    );
+    shell(&format!(
+        "qemu-img compare -f raw -F raw {shown:?} {:?}",
+        disk.path
+    ));
 }
 
 /// Three states of the same files, in a chain of four images.
@@ -228,7 +273,9 @@ fn ten_thousand_files_and_a_large_sparse_one() {
     let truth = disk.truth(|root| data(&root.join("sparse")));
     assert_eq!(data(&root.join("sparse")), truth);
     // Single look-ups in the folder, never listed before by this daemon.
-    shell(&format!("for i in 1 77 9999 10000; do stat -c %n {root:?}/many/$i; done; ! stat {root:?}/many/10001 2>/dev/null"));
+    shell(&format!(
+        "for i in 1 77 9999 10000; do stat -c %n {root:?}/many/$i; done; ! stat {root:?}/many/10001 2>/dev/null"
+    ));
 }
 
 /// > An image taken from a running guest opens; the journal is not replayed.
@@ -248,7 +295,9 @@ fn an_image_of_a_running_guest_opens_and_says_so() {
     let root = backup(&lab, "running").join("disk0");
     fs::read_dir(&root).unwrap().count();
     assert_same(&disk.truth(facts), &facts(&root));
-    let note = xattr::get(&root, "user.sendense.note").unwrap().expect("a note");
+    let note = xattr::get(&root, "user.sendense.note")
+        .unwrap()
+        .expect("a note");
     assert!(String::from_utf8(note).unwrap().contains("journal"));
 }
 
@@ -272,7 +321,10 @@ fn nothing_can_be_written() {
         assert_eq!(attempt.unwrap_err().raw_os_error(), Some(libc::EROFS));
     }
     let options = fs::read_to_string("/proc/self/mounts").unwrap();
-    let line = options.lines().find(|l| l.contains(&*lab.mountpoint().to_string_lossy())).unwrap();
+    let line = options
+        .lines()
+        .find(|l| l.contains(&*lab.mountpoint().to_string_lossy()))
+        .unwrap();
     for option in ["ro", "nosuid", "nodev", "noexec"] {
         assert!(line.contains(option), "{line}");
     }
@@ -297,13 +349,25 @@ fn the_tree_follows_the_catalog() {
     support::wait_for("the new backup", Duration::from_secs(5), || {
         fs::read_to_string(&state).is_ok_and(|state| state == "two")
     });
-    assert_eq!(fs::read_dir(lab.mountpoint().join("vm")).unwrap().count(), 3);
+    assert_eq!(
+        fs::read_dir(lab.mountpoint().join("vm")).unwrap().count(),
+        3
+    );
     // A backup that has gone leaves the tree, and its disk is released.
-    let old = fs::read_dir(lab.mountpoint().join("vm")).unwrap().map(|e| e.unwrap().path());
-    let old = old.filter(|p| !p.ends_with("latest")).find(|p| fs::read_to_string(p.join("disk0/state")).unwrap() == "one").unwrap();
+    let old = fs::read_dir(lab.mountpoint().join("vm"))
+        .unwrap()
+        .map(|e| e.unwrap().path());
+    let old = old
+        .filter(|p| !p.ends_with("latest"))
+        .find(|p| fs::read_to_string(p.join("disk0/state")).unwrap() == "one")
+        .unwrap();
     assert_eq!(daemon.qemu_nbds().len(), 2);
     fs::remove_file(first).unwrap();
     lab.scan();
-    support::wait_for("the old backup to go", Duration::from_secs(5), || !old.exists());
-    support::wait_for("its disk to be released", Duration::from_secs(5), || daemon.qemu_nbds().len() == 1);
+    support::wait_for("the old backup to go", Duration::from_secs(5), || {
+        !old.exists()
+    });
+    support::wait_for("its disk to be released", Duration::from_secs(5), || {
+        daemon.qemu_nbds().len() == 1
+    });
 }

@@ -131,7 +131,10 @@ impl Slots {
             export,
             limits,
             table: RwLock::default(),
-            permits: Arc::new(Permits { taken: Mutex::new(0), freed: Condvar::new() }),
+            permits: Arc::new(Permits {
+                taken: Mutex::new(0),
+                freed: Condvar::new(),
+            }),
             errors: Mutex::new(LruCache::new(REMEMBERED_ERRORS)),
             totals: Totals::default(),
             started: Instant::now(),
@@ -153,7 +156,9 @@ impl Slots {
     /// When a seat was last used.
     pub(crate) fn last_used(&self, seat: &Seat) -> SystemTime {
         let idle = self.idle(seat);
-        SystemTime::now().checked_sub(idle).unwrap_or(SystemTime::UNIX_EPOCH)
+        SystemTime::now()
+            .checked_sub(idle)
+            .unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     pub(crate) fn totals(&self) -> &Totals {
@@ -189,8 +194,8 @@ impl Slots {
         let mut released: usize = 0;
         for seat in self.seats() {
             let idle = self.idle(&seat) >= self.limits.idle_timeout;
-            let gone = catalog_changed
-                && matches!(self.catalog.disk(seat.disk.record().id), Ok(None));
+            let gone =
+                catalog_changed && matches!(self.catalog.disk(seat.disk.record().id), Ok(None));
             if idle || gone {
                 tracing::info!(disk = seat.disk.path(), idle, gone, "released");
                 self.forget(&seat);
@@ -229,21 +234,28 @@ impl Slots {
         if removed.is_some() {
             let (totals, usage) = (&self.totals, seat.disk.usage());
             totals.evictions.fetch_add(1, Ordering::Relaxed);
-            totals.reads.fetch_add(usage.reads.load(Ordering::Relaxed), Ordering::Relaxed);
-            totals.bytes.fetch_add(usage.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+            totals
+                .reads
+                .fetch_add(usage.reads.load(Ordering::Relaxed), Ordering::Relaxed);
+            totals
+                .bytes
+                .fetch_add(usage.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 
     fn attach(&self, id: u64) -> Result<Arc<AttachedDisk>> {
-        let row = i64::try_from(id).map_err(|_| Error::NotFound { what: format!("disk {id}") })?;
-        let (record, _) = self
-            .catalog
-            .disk(row)?
-            .ok_or_else(|| Error::NotFound { what: format!("disk {id}") })?;
+        let row = i64::try_from(id).map_err(|_| Error::NotFound {
+            what: format!("disk {id}"),
+        })?;
+        let (record, _) = self.catalog.disk(row)?.ok_or_else(|| Error::NotFound {
+            what: format!("disk {id}"),
+        })?;
         let permit = self.permit()?;
         let began = Instant::now();
         let mut export = self.export.clone();
-        export.repositories.extend(self.catalog.repositories()?.into_iter().map(|r| r.path));
+        export
+            .repositories
+            .extend(self.catalog.repositories()?.into_iter().map(|r| r.path));
         let disk = AttachedDisk::open(record, &export, &self.cache, Box::new(permit))?;
         tracing::info!(disk = disk.path(), took = ?began.elapsed(), "attached");
         Ok(Arc::new(disk))
@@ -270,9 +282,15 @@ impl Slots {
             }
             let mut taken = self.permits.taken.lock();
             if *taken >= self.limits.slots
-                && self.permits.freed.wait_until(&mut taken, deadline).timed_out()
+                && self
+                    .permits
+                    .freed
+                    .wait_until(&mut taken, deadline)
+                    .timed_out()
             {
-                return Err(Error::NoSlot { slots: self.limits.slots });
+                return Err(Error::NoSlot {
+                    slots: self.limits.slots,
+                });
             }
         }
     }
@@ -310,7 +328,10 @@ impl Attachments for Slots {
         // Those who wait must be told whatever happens, a panic included.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.attach(id)))
             .unwrap_or_else(|_| {
-                Err(Error::corrupt(format!("disk {id}"), "attaching it failed unexpectedly"))
+                Err(Error::corrupt(
+                    format!("disk {id}"),
+                    "attaching it failed unexpectedly",
+                ))
             });
         let mut table = self.table.write();
         match &result {

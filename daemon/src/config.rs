@@ -176,7 +176,10 @@ pub(crate) struct Config {
     /// Bytes.
     pub(crate) cache_size: u64,
     pub(crate) xattrs: bool,
-    #[expect(dead_code, reason = "checked now, listened on when there is an HTTP side")]
+    #[allow(
+        dead_code,
+        reason = "checked now, listened on when there is an HTTP side"
+    )]
     pub(crate) listen: SocketAddr,
     pub(crate) request_timeout: Duration,
     pub(crate) start_timeout: Duration,

@@ -34,8 +34,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use sendense::{Error, Result};
 
-use crate::serve::Backups;
 use crate::config::{Config, Origin, Overrides, Sources};
+use crate::serve::Backups;
 
 /// Every backup of every virtual machine as a folder.
 #[derive(Debug, Parser)]

@@ -127,7 +127,12 @@ impl Backups {
         let cache = BlockCache::new(config.cache_size);
         let slots = Slots::new(Arc::clone(&catalog), cache, export, limits);
         let tree = Tree::new(Arc::clone(&catalog), Arc::<Slots>::clone(&slots));
-        Ok(Self { tree: Arc::new(tree), catalog, slots, sockets })
+        Ok(Self {
+            tree: Arc::new(tree),
+            catalog,
+            slots,
+            sockets,
+        })
     }
 
     fn close(&self) {
@@ -154,7 +159,10 @@ fn socket_folder(runtime_dir: &Path) -> Result<PathBuf> {
         .mode(0o700)
         .create(runtime_dir)
         .map_err(|e| failed(runtime_dir, e))?;
-    for entry in fs::read_dir(runtime_dir).map_err(|e| failed(runtime_dir, e))?.flatten() {
+    for entry in fs::read_dir(runtime_dir)
+        .map_err(|e| failed(runtime_dir, e))?
+        .flatten()
+    {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix("exports-"));
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
@@ -163,7 +171,10 @@ fn socket_folder(runtime_dir: &Path) -> Result<PathBuf> {
     }
     let folder = runtime_dir.join(format!("exports-{}", std::process::id()));
     let _ = fs::remove_dir_all(&folder);
-    fs::DirBuilder::new().mode(0o700).create(&folder).map_err(|e| failed(&folder, e))?;
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&folder)
+        .map_err(|e| failed(&folder, e))?;
     Ok(folder)
 }
 
@@ -201,7 +212,8 @@ impl ControlHandler for Handler {
             })
             .collect();
         attached.sort_by(|a, b| a.path.cmp(&b.path));
-        let sum = |of: fn(&AttachedDisk) -> u64| attached.iter().map(of).fold(0, u64::saturating_add);
+        let sum =
+            |of: fn(&AttachedDisk) -> u64| attached.iter().map(of).fold(0, u64::saturating_add);
         let cache = self.slots.cache().figures();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),

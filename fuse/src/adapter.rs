@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileHandle, FileAttr, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
@@ -18,9 +18,9 @@ use sendense::image::cache;
 use sendense::tree::{Entry, Node, Seek, Tree, read};
 use sendense::{Error, Result};
 
+use crate::FOREVER;
 use crate::convert;
 use crate::workers::Workers;
-use crate::FOREVER;
 
 /// Requests that the kernel may have under way in the background (read-ahead).
 const MAX_BACKGROUND: u16 = 64;
@@ -41,7 +41,13 @@ pub(crate) struct Adapter {
 
 impl Adapter {
     pub(crate) fn new(tree: Arc<Tree>, xattrs: bool, errors: Arc<AtomicU64>) -> Self {
-        Self { tree, workers: Workers::new(), xattrs, errors, no_open: false }
+        Self {
+            tree,
+            workers: Workers::new(),
+            xattrs,
+            errors,
+            no_open: false,
+        }
     }
 
     /// Answers `reply` with what `work` finds: on this thread if that needs no
@@ -57,13 +63,18 @@ impl Adapter {
         T: 'static,
         R: Send + 'static,
     {
-        if let Some(result) = cache::without_waiting(|| guarded(operation, ino, &self.tree, &self.errors, &work)) {
+        if let Some(result) =
+            cache::without_waiting(|| guarded(operation, ino, &self.tree, &self.errors, &work))
+        {
             return send(reply, result);
         }
         let tree = Arc::clone(&self.tree);
         let errors = Arc::clone(&self.errors);
         let lane = Tree::disk_of(ino).unwrap_or(0);
-        self.workers.run(lane, Box::new(move || send(reply, guarded(operation, ino, &tree, &errors, &work))));
+        self.workers.run(
+            lane,
+            Box::new(move || send(reply, guarded(operation, ino, &tree, &errors, &work))),
+        );
     }
 }
 
@@ -77,7 +88,10 @@ fn guarded<T>(
     work: &impl Fn(&Tree) -> Result<T>,
 ) -> Result<T> {
     let result = catch_unwind(AssertUnwindSafe(|| work(tree))).unwrap_or_else(|_| {
-        Err(Error::corrupt(format!("inode {ino}"), "reading it failed unexpectedly".to_owned()))
+        Err(Error::corrupt(
+            format!("inode {ino}"),
+            "reading it failed unexpectedly".to_owned(),
+        ))
     });
     if let Err(error) = &result {
         report(operation, ino, error, errors);
@@ -148,7 +162,13 @@ struct Listed {
 
 impl Listed {
     fn new(entry: &Entry<'_>, node: Option<Node>) -> Self {
-        Self { ino: entry.ino, name: entry.name.to_vec(), kind: entry.kind, next: entry.next, node }
+        Self {
+            ino: entry.ino,
+            name: entry.name.to_vec(),
+            kind: entry.kind,
+            next: entry.next,
+            node,
+        }
     }
 
     fn name(&self) -> &OsStr {
@@ -167,11 +187,21 @@ fn list(tree: &Tree, ino: u64, offset: u64, room: usize, plus: bool) -> Result<V
     let mut listed = Vec::new();
     let directory = sendense::filesystem::FileType::Directory;
     if offset < 1 {
-        let entry = Entry { ino, name: b".", kind: directory, next: 1 };
+        let entry = Entry {
+            ino,
+            name: b".",
+            kind: directory,
+            next: 1,
+        };
         listed.push(Listed::new(&entry, None));
     }
     if offset < 2 {
-        let entry = Entry { ino: tree.parent(ino)?, name: b"..", kind: directory, next: 2 };
+        let entry = Entry {
+            ino: tree.parent(ino)?,
+            name: b"..",
+            kind: directory,
+            next: 2,
+        };
         listed.push(Listed::new(&entry, None));
     }
     let mut room = room;
@@ -191,13 +221,22 @@ fn list(tree: &Tree, ino: u64, offset: u64, room: usize, plus: bool) -> Result<V
             // Listed without its attributes; asking for them gives the error.
             Some(Err(_)) | None => None,
         };
-        let entry = Entry { next: entry.next.saturating_add(DOTS), ..entry };
+        let entry = Entry {
+            next: entry.next.saturating_add(DOTS),
+            ..entry
+        };
         listed.push(Listed::new(&entry, node));
         ControlFlow::Continue(())
     })
     // What was listed before the damage is good; the error comes when the reader
     // asks for what follows.
-    .or_else(|error| if listed.iter().any(|entry| entry.next > DOTS) && !matches!(error, Error::WouldWait) { Ok(()) } else { Err(error) })?;
+    .or_else(|error| {
+        if listed.iter().any(|entry| entry.next > DOTS) && !matches!(error, Error::WouldWait) {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    })?;
     failed.map_or(Ok(listed), Err)
 }
 
@@ -394,9 +433,19 @@ impl Filesystem for Adapter {
                             Some(node) => (convert::ttl(node), convert::attr(&node.attr)),
                             // The dots, which the kernel does not keep, and what is
                             // damaged, which it looks up when it is needed.
-                            None => (Duration::ZERO, unknown(entry.ino, convert::kind(entry.kind))),
+                            None => (
+                                Duration::ZERO,
+                                unknown(entry.ino, convert::kind(entry.kind)),
+                            ),
                         };
-                        if reply.add(INodeNo(entry.ino), entry.next, entry.name(), &ttl, &attr, Generation(0)) {
+                        if reply.add(
+                            INodeNo(entry.ino),
+                            entry.next,
+                            entry.name(),
+                            &ttl,
+                            &attr,
+                            Generation(0),
+                        ) {
                             break;
                         }
                     }
@@ -415,7 +464,14 @@ impl Filesystem for Adapter {
             move |tree| Ok(tree.space(ino.0)),
             |reply, result| match result {
                 Ok(s) => reply.statfs(
-                    s.blocks, s.blocks_free, s.blocks_free, s.files, s.files_free, s.block_size, 255, s.block_size,
+                    s.blocks,
+                    s.blocks_free,
+                    s.blocks_free,
+                    s.files,
+                    s.files_free,
+                    s.block_size,
+                    255,
+                    s.block_size,
                 ),
                 Err(error) => reply.error(convert::errno(&error)),
             },

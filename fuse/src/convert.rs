@@ -69,7 +69,9 @@ fn time(time: Time) -> SystemTime {
     } else {
         UNIX_EPOCH.checked_add(seconds)
     };
-    whole.and_then(|whole| whole.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
+    whole
+        .and_then(|whole| whole.checked_add(nanoseconds))
+        .unwrap_or(UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -78,15 +80,30 @@ mod tests {
 
     #[test]
     fn times_before_1970_keep_their_nanoseconds() {
-        let before = time(Time { seconds: -2, nanoseconds: 800_000_000 });
-        assert_eq!(UNIX_EPOCH.duration_since(before).unwrap(), Duration::new(1, 200_000_000));
-        let far = time(Time { seconds: 15_032_385_535, nanoseconds: 999_999_999 });
-        assert_eq!(far.duration_since(UNIX_EPOCH).unwrap().as_secs(), 15_032_385_535);
+        let before = time(Time {
+            seconds: -2,
+            nanoseconds: 800_000_000,
+        });
+        assert_eq!(
+            UNIX_EPOCH.duration_since(before).unwrap(),
+            Duration::new(1, 200_000_000)
+        );
+        let far = time(Time {
+            seconds: 15_032_385_535,
+            nanoseconds: 999_999_999,
+        });
+        assert_eq!(
+            far.duration_since(UNIX_EPOCH).unwrap().as_secs(),
+            15_032_385_535
+        );
     }
 
     #[test]
     fn device_numbers_take_the_encoding_of_the_kernel() {
         assert_eq!(rdev(libc::makedev(8, 1)), 0x801);
-        assert_eq!(rdev(libc::makedev(259, 1_000_000)), (1_000_000 & 0xff) | (259 << 8) | ((1_000_000 & 0xf_ff00) << 12));
+        assert_eq!(
+            rdev(libc::makedev(259, 1_000_000)),
+            (1_000_000 & 0xff) | (259 << 8) | ((1_000_000 & 0xf_ff00) << 12)
+        );
     }
 }

@@ -32,7 +32,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Whether extended attributes are shown.
     pub xattrs: bool,
-    /// What the kernel reads ahead, in bytes; only root can set it.
+    /// What the kernel reads ahead, in bytes; only root can set it. 0 leaves
+    /// it as it is.
     pub read_ahead: u64,
 }
 
@@ -51,7 +52,10 @@ impl Mount {
     pub fn new(tree: Arc<Tree>, options: &MountOptions) -> sendense::Result<Self> {
         let mountpoint = &options.mountpoint;
         let failed = |error: io::Error| {
-            Error::io(format!("mounting the tree on {}", mountpoint.display()), error)
+            Error::io(
+                format!("mounting the tree on {}", mountpoint.display()),
+                error,
+            )
         };
         let mut config = Config::default();
         config.mount_options = vec![
@@ -63,15 +67,25 @@ impl Mount {
             MountOption::FSName("sendense".into()),
             MountOption::Subtype("sendense".into()),
         ];
-        config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        config.acl = if options.allow_other {
+            SessionACL::All
+        } else {
+            SessionACL::Owner
+        };
         config.n_threads = Some(LOOP_THREADS);
         config.clone_fd = true;
         let errors = Arc::default();
         let adapter = Adapter::new(tree, options.xattrs, Arc::clone(&errors));
         let session = Session::new(adapter, mountpoint, &config).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
-        set_read_ahead(mountpoint, options.read_ahead);
-        Ok(Self { mountpoint: mountpoint.clone(), session: Some(session), errors })
+        if options.read_ahead > 0 {
+            set_read_ahead(mountpoint, options.read_ahead);
+        }
+        Ok(Self {
+            mountpoint: mountpoint.clone(),
+            session: Some(session),
+            errors,
+        })
     }
 
     /// How many operations have ended in an error of ours, so far.
@@ -81,13 +95,17 @@ impl Mount {
 
     /// Whether the tree is still served: false once somebody has unmounted it.
     pub fn is_served(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| !session.guard.is_finished())
+        self.session
+            .as_ref()
+            .is_some_and(|session| !session.guard.is_finished())
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let Some(session) = self.session.take() else { return };
+        let Some(session) = self.session.take() else {
+            return;
+        };
         if session.guard.is_finished() {
             return;
         }
@@ -114,15 +132,30 @@ impl Drop for Mount {
 /// Unmounts, by the system call or, for an ordinary user, by `fusermount3`.
 fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
     use nix::mount::{MntFlags, umount2};
-    let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::UMOUNT_NOFOLLOW };
+    let flags = if lazy {
+        MntFlags::MNT_DETACH
+    } else {
+        MntFlags::UMOUNT_NOFOLLOW
+    };
     match umount2(mountpoint, flags) {
         Err(nix::errno::Errno::EPERM) => {}
         other => return other.map_err(io::Error::from),
     }
     let mut command = Command::new("fusermount3");
-    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint);
-    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::ResourceBusy)) }
+    command
+        .arg("-u")
+        .args(lazy.then_some("-z"))
+        .arg("--")
+        .arg(mountpoint);
+    let status = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::from(io::ErrorKind::ResourceBusy))
+    }
 }
 
 /// Takes away what an earlier run that was killed has left mounted.
@@ -150,7 +183,9 @@ pub fn clear_stale(mountpoint: &Path) -> sendense::Result<()> {
 
 /// The kernel's default of 128 KiB costs 40 % of a sequential read.
 fn set_read_ahead(mountpoint: &Path, bytes: u64) {
-    let Ok(meta) = fs::metadata(mountpoint) else { return };
+    let Ok(meta) = fs::metadata(mountpoint) else {
+        return;
+    };
     let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
     let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     if let Err(error) = fs::write(&path, (bytes / 1024).to_string()) {

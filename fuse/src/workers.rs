@@ -93,7 +93,9 @@ impl Workers {
     }
 
     fn finished(state: &mut State, lane: u64) {
-        let Some(entry) = state.lanes.get_mut(&lane) else { return };
+        let Some(entry) = state.lanes.get_mut(&lane) else {
+            return;
+        };
         match entry.waiting.pop_front() {
             Some(next) => state.ready.push_back((lane, next)),
             None => {
@@ -126,7 +128,11 @@ mod tests {
             workers.run(2, Box::new(move || sender.send(n).unwrap()));
         }
         let mut seen: Vec<i32> = (0..100)
-            .map(|_| answers.recv_timeout(Duration::from_secs(10)).expect("the other lane runs"))
+            .map(|_| {
+                answers
+                    .recv_timeout(Duration::from_secs(10))
+                    .expect("the other lane runs")
+            })
             .collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..100).collect::<Vec<_>>());

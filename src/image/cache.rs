@@ -151,7 +151,9 @@ impl BlockCache {
     pub fn figures(&self) -> CacheFigures {
         let pages: usize = self.shards.iter().map(|shard| shard.lock().len()).sum();
         CacheFigures {
-            capacity: (self.pages_per_shard as u64).saturating_mul(SHARDS as u64).saturating_mul(PAGE),
+            capacity: (self.pages_per_shard as u64)
+                .saturating_mul(SHARDS as u64)
+                .saturating_mul(PAGE),
             bytes: (pages as u64).saturating_mul(PAGE),
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
@@ -163,8 +165,11 @@ impl BlockCache {
     pub fn forget(&self, disk: u64) {
         for shard in &self.shards {
             let mut shard = shard.lock();
-            let keys: Vec<Key> =
-                shard.iter().map(|(key, _)| *key).filter(|key| key.0 == disk).collect();
+            let keys: Vec<Key> = shard
+                .iter()
+                .map(|(key, _)| *key)
+                .filter(|key| key.0 == disk)
+                .collect();
             for key in keys {
                 shard.pop(&key);
             }
@@ -191,9 +196,10 @@ impl BlockCache {
             let within = usize::try_from(at % PAGE).unwrap_or(0);
             let available = bytes.get(within..).unwrap_or_default();
             let n = available.len().min(rest.len());
-            let (Some(source), Some((target, remaining))) =
-                (available.get(..n).filter(|_| n > 0), rest.split_at_mut_checked(n))
-            else {
+            let (Some(source), Some((target, remaining))) = (
+                available.get(..n).filter(|_| n > 0),
+                rest.split_at_mut_checked(n),
+            ) else {
                 return Err(Error::corrupt(
                     format!("disk {disk}"),
                     format!("nothing to read at byte {at}"),
@@ -220,7 +226,9 @@ impl BlockCache {
             Found::Missing(fill) => {
                 self.misses.fetch_add(1, Ordering::Relaxed);
                 self.fetch(disk, export, page, &fill);
-                let forward = page.checked_sub(1).is_some_and(|last| self.holds((disk, last)));
+                let forward = page
+                    .checked_sub(1)
+                    .is_some_and(|last| self.holds((disk, last)));
                 if forward {
                     self.fetch_ahead(disk, export, page.saturating_add(1));
                 }
@@ -250,7 +258,9 @@ impl BlockCache {
         export.submit(
             start,
             buf,
-            Box::new(move |outcome| cache.arrived((disk, page), &fill, outcome.map(BytesMut::freeze))),
+            Box::new(move |outcome| {
+                cache.arrived((disk, page), &fill, outcome.map(BytesMut::freeze))
+            }),
         );
     }
 

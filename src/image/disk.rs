@@ -54,7 +54,10 @@ impl BlockRead for Disk {
         if end.is_none_or(|end| end > self.size()) {
             return Err(Error::corrupt(
                 format!("disk {}", self.id),
-                format!("a structure points to byte {offset}, past its end at {}", self.size()),
+                format!(
+                    "a structure points to byte {offset}, past its end at {}",
+                    self.size()
+                ),
             ));
         }
         self.cache.read(self.id, &self.export, offset, buf)

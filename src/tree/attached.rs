@@ -97,14 +97,28 @@ impl AttachedDisk {
             if matches!(volume.content, Content::NoFiles(_)) {
                 continue;
             }
-            let reader =
-                Arc::new(VolumeReader::new(volume.mapping.clone(), vec![Arc::clone(&device)]));
+            let reader = Arc::new(VolumeReader::new(
+                volume.mapping.clone(),
+                vec![Arc::clone(&device)],
+            ));
             let fs = open_file_system(&volume, &reader);
             let span = inode::span(volume.mapping.size());
-            volumes.push(AttachedVolume { volume, base, reader, fs });
+            volumes.push(AttachedVolume {
+                volume,
+                base,
+                reader,
+                fs,
+            });
             base = base.saturating_add(span);
         }
-        Ok(Self { record, id, disk, volumes, usage: Usage::default(), _slot: slot })
+        Ok(Self {
+            record,
+            id,
+            disk,
+            volumes,
+            usage: Usage::default(),
+            _slot: slot,
+        })
     }
 
     /// The catalog's row.
@@ -172,12 +186,21 @@ impl AttachedDisk {
                 reason: "the number is larger than its volume can hold".into(),
             });
         }
-        Inode::File { disk: self.id, local }.number()
+        Inode::File {
+            disk: self.id,
+            local,
+        }
+        .number()
     }
 
     /// `<vm>/<backup>/disk<N>`.
     pub fn path(&self) -> String {
-        let DiskRecord { vm_name, backup_id, disk_index, .. } = &self.record;
+        let DiskRecord {
+            vm_name,
+            backup_id,
+            disk_index,
+            ..
+        } = &self.record;
         format!("{vm_name}/{backup_id}/disk{disk_index}")
     }
 }
@@ -194,8 +217,9 @@ fn open_file_system(volume: &Volume, reader: &Arc<VolumeReader>) -> Result<Box<d
             what: what(),
             reason: format!("it holds no files ({kind})"),
         }),
-        Content::Unreadable(reason) => {
-            Err(Error::Unsupported { what: what(), reason: reason.clone() })
-        }
+        Content::Unreadable(reason) => Err(Error::Unsupported {
+            what: what(),
+            reason: reason.clone(),
+        }),
     }
 }

@@ -111,7 +111,10 @@ pub(crate) fn span(size: u64) -> u64 {
 }
 
 fn outgrown(what: String) -> Error {
-    Error::Unsupported { what, reason: "its number does not fit into the tree's inode numbers".into() }
+    Error::Unsupported {
+        what,
+        reason: "its number does not fit into the tree's inode numbers".into(),
+    }
 }
 
 #[cfg(test)]
@@ -128,8 +131,14 @@ mod tests {
             Inode::Disk(1),
             Inode::Disk(MAX_DISK - 1),
             Inode::Raw(77),
-            Inode::File { disk: 77, local: FIRST_BASE },
-            Inode::File { disk: MAX_DISK - 1, local: LOCAL_MASK },
+            Inode::File {
+                disk: 77,
+                local: FIRST_BASE,
+            },
+            Inode::File {
+                disk: MAX_DISK - 1,
+                local: LOCAL_MASK,
+            },
         ];
         for inode in all {
             assert_eq!(Inode::parse(inode.number().unwrap()).unwrap(), inode);
@@ -144,7 +153,10 @@ mod tests {
             Inode::Folder(1 << 38),
             Inode::Disk(0),
             Inode::Disk(MAX_DISK),
-            Inode::File { disk: 1, local: LOCAL_MASK + 1 },
+            Inode::File {
+                disk: 1,
+                local: LOCAL_MASK + 1,
+            },
         ] {
             assert!(inode.number().is_err(), "{inode:?}");
         }

@@ -127,7 +127,11 @@ impl Tree {
 
     /// The tree of the backups in `catalog`, whose disks `attachments` gives out.
     pub fn new(catalog: Arc<Catalog>, attachments: Arc<dyn Attachments>) -> Self {
-        Self { catalog, attachments, roots: Mutex::new(LruCache::new(KNOWN_ROOTS)) }
+        Self {
+            catalog,
+            attachments,
+            roots: Mutex::new(LruCache::new(KNOWN_ROOTS)),
+        }
     }
 
     /// Whether what this node shows comes from a disk: it and its entries can
@@ -174,7 +178,11 @@ impl Tree {
                         .into_iter()
                         .find(|disk| disk.disk_index == index)
                         .ok_or_else(missing)?;
-                    if raw { self.raw_node(&record) } else { self.disk_node(&record) }
+                    if raw {
+                        self.raw_node(&record)
+                    } else {
+                        self.disk_node(&record)
+                    }
                 } else if name == LATEST {
                     latest_node(&self.latest(id)?.ok_or_else(missing)?)
                 } else {
@@ -201,9 +209,9 @@ impl Tree {
                 let (_, volume, ino) = disk.file(local)?;
                 self.lookup_in(&disk, volume, ino, name)
             }
-            Inode::Latest(_) | Inode::Raw(_) => {
-                Err(Error::NotADirectory { what: format!("inode {parent}") })
-            }
+            Inode::Latest(_) | Inode::Raw(_) => Err(Error::NotADirectory {
+                what: format!("inode {parent}"),
+            }),
         }
     }
 
@@ -229,8 +237,13 @@ impl Tree {
                 wait()?;
                 let vms = self.catalog.vm_folders()?;
                 let newest = vms.iter().map(|vm| vm.time).max().unwrap_or(0);
-                let nlink = u32::try_from(vms.len()).unwrap_or(u32::MAX).saturating_add(2);
-                Ok(Node { attr: directory(Self::ROOT, newest, nlink), stable: false })
+                let nlink = u32::try_from(vms.len())
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(2);
+                Ok(Node {
+                    attr: directory(Self::ROOT, newest, nlink),
+                    stable: false,
+                })
             }
             Inode::Folder(id) => {
                 wait()?;
@@ -281,9 +294,9 @@ impl Tree {
                 }
                 disk.number(volume, file_system(volume)?.parent(ino)?)
             }
-            Inode::Latest(_) | Inode::Raw(_) => {
-                Err(Error::NotADirectory { what: format!("inode {ino}") })
-            }
+            Inode::Latest(_) | Inode::Raw(_) => Err(Error::NotADirectory {
+                what: format!("inode {ino}"),
+            }),
         }
     }
 
@@ -317,7 +330,12 @@ impl Tree {
                 if let Some(latest) = self.latest(id)? {
                     let ino = Inode::Latest(latest.id).number()?;
                     let kind = FileType::Symlink;
-                    let _ = each(Entry { ino, name: LATEST, kind, next: LATEST_POSITION });
+                    let _ = each(Entry {
+                        ino,
+                        name: LATEST,
+                        kind,
+                        next: LATEST_POSITION,
+                    });
                 }
                 Ok(())
             }
@@ -333,9 +351,9 @@ impl Tree {
                 let (_, volume, ino) = disk.file(local)?;
                 list_files(&disk, volume, ino, position, each)
             }
-            Inode::Latest(_) | Inode::Raw(_) => {
-                Err(Error::NotADirectory { what: format!("inode {ino}") })
-            }
+            Inode::Latest(_) | Inode::Raw(_) => Err(Error::NotADirectory {
+                what: format!("inode {ino}"),
+            }),
         }
     }
 
@@ -354,7 +372,9 @@ impl Tree {
                 let (fs, _, ino) = disk.file(local)?;
                 fs.read_link(ino)
             }
-            _ => Err(Error::Invalid(format!("inode {ino} is not a symbolic link"))),
+            _ => Err(Error::Invalid(format!(
+                "inode {ino} is not a symbolic link"
+            ))),
         }
     }
 
@@ -410,7 +430,9 @@ impl Tree {
             let error = self.attachments.last_error(id);
             return Ok(error.iter().map(|_| xattr::ERROR.to_vec()).collect());
         };
-        let Some(volume) = disk.single() else { return Ok(Vec::new()) };
+        let Some(volume) = disk.single() else {
+            return Ok(Vec::new());
+        };
         let ours = xattr::of_volume(volume).into_iter().map(|(name, _)| name);
         match &volume.fs {
             Ok(fs) => Ok(ours.chain(fs.xattr_names(fs.root())?).collect()),
@@ -420,7 +442,10 @@ impl Tree {
 
     fn disk_xattr(&self, id: u64, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let Some(disk) = self.attachments.peek(id) else {
-            let error = self.attachments.last_error(id).filter(|_| name == xattr::ERROR);
+            let error = self
+                .attachments
+                .last_error(id)
+                .filter(|_| name == xattr::ERROR);
             return Ok(error.map(|error| error.to_string().into_bytes()));
         };
         match disk.single() {
@@ -451,7 +476,9 @@ impl Tree {
                 count_read(&disk, len);
                 Ok(plan)
             }
-            _ => Err(Error::IsADirectory { what: format!("inode {ino}") }),
+            _ => Err(Error::IsADirectory {
+                what: format!("inode {ino}"),
+            }),
         }
     }
 
@@ -501,7 +528,10 @@ impl Tree {
                     wait()?;
                     let disk = self.attached(id)?;
                     let status = disk.disk.block_status(at, window)?;
-                    status.into_iter().map(|stretch| (stretch.len, stretch.hole)).collect()
+                    status
+                        .into_iter()
+                        .map(|stretch| (stretch.len, stretch.hole))
+                        .collect()
                 }
                 Inode::File { disk, local } => {
                     let disk = self.attached(disk)?;
@@ -510,7 +540,11 @@ impl Tree {
                     fs.extents(ino, at, window, &mut extents)?;
                     extents.iter().map(stretch).collect()
                 }
-                _ => return Err(Error::IsADirectory { what: format!("inode {ino}") }),
+                _ => {
+                    return Err(Error::IsADirectory {
+                        what: format!("inode {ino}"),
+                    });
+                }
             };
             let before = at;
             for (len, hole) in stretches {
@@ -544,10 +578,15 @@ impl Tree {
                     files_free: description.files_free,
                 }
             }
-            (_, Some(disk)) => {
-                Space { block_size: 4096, blocks: disk.disk.size() / 4096, ..Space::default() }
-            }
-            (_, None) => Space { block_size: 4096, ..Space::default() },
+            (_, Some(disk)) => Space {
+                block_size: 4096,
+                blocks: disk.disk.size() / 4096,
+                ..Space::default()
+            },
+            (_, None) => Space {
+                block_size: 4096,
+                ..Space::default()
+            },
         }
     }
 
@@ -558,7 +597,9 @@ impl Tree {
     /// `NotFound` naming the path, or as [`Tree::lookup`].
     pub fn resolve(&self, path: &[u8]) -> Result<Node> {
         let mut node = self.node(Self::ROOT)?;
-        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".")
+        for name in path
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty() && *name != b".")
         {
             let parent = node.attr.ino;
             node = self.lookup(parent, name).map_err(|error| match error {
@@ -577,7 +618,9 @@ impl Tree {
     }
 
     fn folder(&self, id: i64) -> Result<(Folder, Option<i64>)> {
-        self.catalog.folder(id)?.ok_or_else(|| Error::not_found(format!("folder {id}")))
+        self.catalog
+            .folder(id)?
+            .ok_or_else(|| Error::not_found(format!("folder {id}")))
     }
 
     fn latest(&self, vm: i64) -> Result<Option<Folder>> {
@@ -598,7 +641,10 @@ impl Tree {
             return Ok(Node { attr, stable: true });
         }
         let ino = Inode::Disk(id).number()?;
-        Ok(Node { attr: directory(ino, record.time, 2), stable: false })
+        Ok(Node {
+            attr: directory(ino, record.time, 2),
+            stable: false,
+        })
     }
 
     fn known_root(&self, id: u64) -> Option<Attr> {
@@ -607,7 +653,10 @@ impl Tree {
         };
         let ino = Inode::Disk(id).number().ok()?;
         let attr = match disk.single() {
-            Some(AttachedVolume { fs: Ok(fs), .. }) => Attr { ino, ..fs.attr(fs.root()).ok()? },
+            Some(AttachedVolume { fs: Ok(fs), .. }) => Attr {
+                ino,
+                ..fs.attr(fs.root()).ok()?
+            },
             _ => {
                 let nlink = u32::try_from(disk.volumes.len()).unwrap_or(u32::MAX);
                 directory(ino, disk.record().time, nlink.saturating_add(2))
@@ -620,11 +669,15 @@ impl Tree {
     fn raw_node(&self, record: &DiskRecord) -> Result<Node> {
         let id = disk_id(record)?;
         let ino = Inode::Raw(id).number()?;
-        let size = record.size.or_else(|| self.attachments.peek(id).map(|disk| disk.disk.size()));
-        let allocated = std::fs::metadata(&record.path).map_or(0, |meta| {
-            std::os::unix::fs::MetadataExt::blocks(&meta)
-        });
-        let time = Time { seconds: record.time, nanoseconds: 0 };
+        let size = record
+            .size
+            .or_else(|| self.attachments.peek(id).map(|disk| disk.disk.size()));
+        let allocated = std::fs::metadata(&record.path)
+            .map_or(0, |meta| std::os::unix::fs::MetadataExt::blocks(&meta));
+        let time = Time {
+            seconds: record.time,
+            nanoseconds: 0,
+        };
         let attr = Attr {
             kind: FileType::Regular,
             mode: 0o444,
@@ -633,7 +686,10 @@ impl Tree {
             nlink: 1,
             ..directory(ino, time.seconds, 1)
         };
-        Ok(Node { attr, stable: size.is_some() })
+        Ok(Node {
+            attr,
+            stable: size.is_some(),
+        })
     }
 }
 
@@ -643,7 +699,8 @@ fn wait() -> Result<()> {
 }
 
 fn disk_id(record: &DiskRecord) -> Result<u64> {
-    u64::try_from(record.id).map_err(|_| Error::Catalog(format!("disk id {} is negative", record.id)))
+    u64::try_from(record.id)
+        .map_err(|_| Error::Catalog(format!("disk id {} is negative", record.id)))
 }
 
 /// `disk<N>` or `disk<N>.raw`, written as the tree writes it.
@@ -657,7 +714,10 @@ fn disk_name(name: &str) -> Option<(u32, bool)> {
 }
 
 fn directory(ino: u64, time: i64, nlink: u32) -> Attr {
-    let time = Time { seconds: time, nanoseconds: 0 };
+    let time = Time {
+        seconds: time,
+        nanoseconds: 0,
+    };
     Attr {
         ino,
         kind: FileType::Directory,
@@ -678,7 +738,10 @@ fn directory(ino: u64, time: i64, nlink: u32) -> Attr {
 
 fn folder_node(folder: &Folder) -> Result<Node> {
     let ino = Inode::Folder(folder.id).number()?;
-    Ok(Node { attr: directory(ino, folder.time, 2), stable: false })
+    Ok(Node {
+        attr: directory(ino, folder.time, 2),
+        stable: false,
+    })
 }
 
 fn latest_node(backup: &Folder) -> Result<Node> {
@@ -689,16 +752,25 @@ fn latest_node(backup: &Folder) -> Result<Node> {
         size: backup.name.len() as u64,
         ..directory(ino, backup.time, 1)
     };
-    Ok(Node { attr, stable: false })
+    Ok(Node {
+        attr,
+        stable: false,
+    })
 }
 
 /// A node inside a disk, by its place within it.
 fn file_node(disk: &AttachedDisk, local: u64) -> Result<Node> {
     let (volume, ino) = disk.locate(local)?;
     if let (Err(_), true) = (&volume.fs, local == volume.base) {
-        let ino = Inode::File { disk: disk.id, local }.number()?;
-        let attr =
-            Attr { may_have_xattrs: true, ..directory(ino, disk.record().time, 2) };
+        let ino = Inode::File {
+            disk: disk.id,
+            local,
+        }
+        .number()?;
+        let attr = Attr {
+            may_have_xattrs: true,
+            ..directory(ino, disk.record().time, 2)
+        };
         return Ok(Node { attr, stable: true });
     }
     let (fs, volume, _) = disk.file(local)?;
@@ -715,7 +787,11 @@ fn node_in(
     let number = disk.number(volume, ino)?;
     let root = ino == fs.root();
     Ok(Node {
-        attr: Attr { ino: number, may_have_xattrs: attr.may_have_xattrs || root, ..attr },
+        attr: Attr {
+            ino: number,
+            may_have_xattrs: attr.may_have_xattrs || root,
+            ..attr
+        },
         stable: true,
     })
 }
@@ -758,7 +834,12 @@ fn list_folders(
             continue;
         }
         let ino = Inode::Folder(folder.id).number()?;
-        let entry = Entry { ino, name: folder.name.as_bytes(), kind: FileType::Directory, next };
+        let entry = Entry {
+            ino,
+            name: folder.name.as_bytes(),
+            kind: FileType::Directory,
+            next,
+        };
         if each(entry).is_break() {
             return Ok(ControlFlow::Break(()));
         }
@@ -775,15 +856,30 @@ fn list_disks(
     for record in disks {
         let id = disk_id(record)?;
         let entries = [
-            (Inode::Disk(id), format!("disk{}", record.disk_index), FileType::Directory),
-            (Inode::Raw(id), format!("disk{}.raw", record.disk_index), FileType::Regular),
+            (
+                Inode::Disk(id),
+                format!("disk{}", record.disk_index),
+                FileType::Directory,
+            ),
+            (
+                Inode::Raw(id),
+                format!("disk{}.raw", record.disk_index),
+                FileType::Regular,
+            ),
         ];
         for (next, (inode, name, kind)) in (id.saturating_mul(2)..).zip(entries) {
             if next <= position {
                 continue;
             }
             let ino = inode.number()?;
-            if each(Entry { ino, name: name.as_bytes(), kind, next }).is_break() {
+            if each(Entry {
+                ino,
+                name: name.as_bytes(),
+                kind,
+                next,
+            })
+            .is_break()
+            {
                 return Ok(());
             }
         }
@@ -800,9 +896,20 @@ fn list_volumes(
         if next <= position {
             continue;
         }
-        let ino = Inode::File { disk: disk.id, local: volume.root() }.number()?;
+        let ino = Inode::File {
+            disk: disk.id,
+            local: volume.root(),
+        }
+        .number()?;
         let name = volume.volume.name.as_bytes();
-        if each(Entry { ino, name, kind: FileType::Directory, next }).is_break() {
+        if each(Entry {
+            ino,
+            name,
+            kind: FileType::Directory,
+            next,
+        })
+        .is_break()
+        {
             break;
         }
     }
@@ -824,7 +931,12 @@ fn list_files(
             None => fs.attr(entry.ino).map(|attr| attr.kind),
         };
         match kind.and_then(|kind| Ok((kind, disk.number(volume, entry.ino)?))) {
-            Ok((kind, ino)) => each(Entry { ino, name: entry.name, kind, next: entry.next }),
+            Ok((kind, ino)) => each(Entry {
+                ino,
+                name: entry.name,
+                kind,
+                next: entry.next,
+            }),
             Err(Error::WouldWait) => {
                 failed = Some(Error::WouldWait);
                 ControlFlow::Break(())
@@ -833,7 +945,12 @@ fn list_files(
             // gives its error on use.
             Err(_) => {
                 let ino = disk.number(volume, entry.ino).unwrap_or(u64::MAX);
-                each(Entry { ino, name: entry.name, kind: FileType::Regular, next: entry.next })
+                each(Entry {
+                    ino,
+                    name: entry.name,
+                    kind: FileType::Regular,
+                    next: entry.next,
+                })
             }
         }
     })?;

@@ -16,10 +16,10 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
+use super::attached::AttachedDisk;
 use crate::error::{Error, Result};
 use crate::filesystem::{Extent, FileSystem};
 use crate::image::{BlockRead, Completion, Disk};
-use super::attached::AttachedDisk;
 use crate::volume::{Run, VolumeReader};
 
 /// Files up to this size (in bytes) are read through the block cache.
@@ -76,7 +76,10 @@ enum Kind {
     /// The bytes are here.
     Ready(BytesMut),
     /// They have to be gathered from the disk.
-    Gather { disk: Arc<AttachedDisk>, pieces: Vec<Piece> },
+    Gather {
+        disk: Arc<AttachedDisk>,
+        pieces: Vec<Piece>,
+    },
 }
 
 impl ReadPlan {
@@ -88,7 +91,10 @@ impl ReadPlan {
     /// `len` bytes of the disk itself from `offset`; the range lies on it.
     pub(crate) fn raw(disk: Arc<AttachedDisk>, offset: u64, len: u64) -> Self {
         let len = len_of(len);
-        Self(Kind::Gather { disk, pieces: vec![Piece::Disk { offset, len }] })
+        Self(Kind::Gather {
+            disk,
+            pieces: vec![Piece::Disk { offset, len }],
+        })
     }
 
     /// Bytes `offset..offset + len` of the file at `local`, cut at its end.
@@ -118,9 +124,10 @@ impl ReadPlan {
                 Extent::Volume { offset, len } => {
                     runs.clear();
                     reader.mapping().runs(offset, len, &mut runs)?;
-                    pieces.extend(
-                        runs.iter().map(|run| Piece::Disk { offset: run.offset, len: len_of(run.len) }),
-                    );
+                    pieces.extend(runs.iter().map(|run| Piece::Disk {
+                        offset: run.offset,
+                        len: len_of(run.len),
+                    }));
                 }
                 Extent::Hole { len } => pieces.push(Piece::Zeros { len: len_of(len) }),
                 Extent::Bytes(bytes) => pieces.push(Piece::Bytes(bytes)),
@@ -133,7 +140,10 @@ impl ReadPlan {
             }
             at = at.saturating_add(extent_len);
         }
-        Ok(Self(Kind::Gather { disk: Arc::clone(disk), pieces }))
+        Ok(Self(Kind::Gather {
+            disk: Arc::clone(disk),
+            pieces,
+        }))
     }
 
     /// Carries the plan out. `done` is called once, on this thread or on one
@@ -168,7 +178,9 @@ fn cached(
     let mut at = offset;
     for extent in extents {
         let len = extent_len(extent);
-        let Some((target, remaining)) = rest.split_at_mut_checked(len_of(len)) else { break };
+        let Some((target, remaining)) = rest.split_at_mut_checked(len_of(len)) else {
+            break;
+        };
         match extent {
             Extent::Volume { offset, .. } => reader.read_at(*offset, target)?,
             Extent::Hole { .. } => {}
@@ -211,7 +223,9 @@ impl Gathering {
         if state.missing > 0 {
             return;
         }
-        let Some(done) = state.done.take() else { return };
+        let Some(done) = state.done.take() else {
+            return;
+        };
         let answer = match state.error.take() {
             Some(error) => Err(error),
             None => {
@@ -262,7 +276,11 @@ fn gather(disk: &Arc<Disk>, pieces: Vec<Piece>, done: Completion) {
     });
     for (index, offset, part) in requests {
         let gathering = Arc::clone(&gathering);
-        disk.submit(offset, part, Box::new(move |outcome| gathering.arrived(index, outcome)));
+        disk.submit(
+            offset,
+            part,
+            Box::new(move |outcome| gathering.arrived(index, outcome)),
+        );
     }
     gathering.arrived(usize::MAX, Ok(BytesMut::new()));
 }

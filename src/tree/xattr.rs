@@ -15,9 +15,18 @@ pub(crate) fn is_ours(name: &[u8]) -> bool {
 /// (one sentence a line), error.
 pub(crate) fn of_volume(volume: &AttachedVolume) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut attributes = vec![
-        (b"user.sendense.name".to_vec(), volume.volume.name.clone().into_bytes()),
-        (b"user.sendense.type".to_vec(), volume.kind().as_bytes().to_vec()),
-        (b"user.sendense.size".to_vec(), volume.volume.mapping.size().to_string().into_bytes()),
+        (
+            b"user.sendense.name".to_vec(),
+            volume.volume.name.clone().into_bytes(),
+        ),
+        (
+            b"user.sendense.type".to_vec(),
+            volume.kind().as_bytes().to_vec(),
+        ),
+        (
+            b"user.sendense.size".to_vec(),
+            volume.volume.mapping.size().to_string().into_bytes(),
+        ),
     ];
     let mut add = |name: &[u8], value: &[u8]| {
         if !value.is_empty() {
@@ -26,9 +35,15 @@ pub(crate) fn of_volume(volume: &AttachedVolume) -> Vec<(Vec<u8>, Vec<u8>)> {
     };
     add(b"user.sendense.label", &volume.volume.label);
     add(b"user.sendense.uuid", volume.volume.uuid.as_bytes());
-    add(b"user.sendense.partition_label", volume.volume.partition_label.as_bytes());
+    add(
+        b"user.sendense.partition_label",
+        volume.volume.partition_label.as_bytes(),
+    );
     match &volume.fs {
-        Ok(fs) => add(b"user.sendense.note", fs.description().notes.join("\n").as_bytes()),
+        Ok(fs) => add(
+            b"user.sendense.note",
+            fs.description().notes.join("\n").as_bytes(),
+        ),
         Err(error) => add(ERROR, error.to_string().as_bytes()),
     }
     attributes
@@ -36,5 +51,8 @@ pub(crate) fn of_volume(volume: &AttachedVolume) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 /// The value of attribute `name`.
 pub(crate) fn find(attributes: Vec<(Vec<u8>, Vec<u8>)>, name: &[u8]) -> Option<Vec<u8>> {
-    attributes.into_iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    attributes
+        .into_iter()
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value)
 }

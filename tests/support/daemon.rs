@@ -17,7 +17,11 @@ impl Daemon {
     /// Starts it and waits until the tree is there.
     pub fn start(lab: &Lab) -> Self {
         let log = lab.path("log");
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_sendense"))
             .arg("--config")
             .arg(lab.config())
@@ -28,14 +32,22 @@ impl Daemon {
             .stderr(file)
             .spawn()
             .unwrap();
-        let mut daemon = Self { child, mountpoint: lab.mountpoint(), log };
+        let mut daemon = Self {
+            child,
+            mountpoint: lab.mountpoint(),
+            log,
+        };
         let limit = Duration::from_secs(15);
         let began = std::time::Instant::now();
         while !daemon.is_mounted() || !lab.path("run/control.sock").exists() {
             if let Some(status) = daemon.child.try_wait().unwrap() {
                 panic!("serve ended with {status}:\n{}", daemon.log());
             }
-            assert!(began.elapsed() < limit, "serve did not mount:\n{}", daemon.log());
+            assert!(
+                began.elapsed() < limit,
+                "serve did not mount:\n{}",
+                daemon.log()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         daemon
@@ -68,7 +80,11 @@ impl Daemon {
     pub fn stop(mut self) {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         let status = self.wait(Duration::from_secs(10));
-        assert!(status.success(), "serve ended with {status}:\n{}", self.log());
+        assert!(
+            status.success(),
+            "serve ended with {status}:\n{}",
+            self.log()
+        );
     }
 
     /// Ends it as a crash does.
@@ -92,7 +108,11 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = Command::new("umount").arg("-l").arg(&self.mountpoint).stderr(Stdio::null()).status();
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(&self.mountpoint)
+            .stderr(Stdio::null())
+            .status();
         if std::thread::panicking() {
             let log = self.log();
             let tail: Vec<&str> = log.lines().rev().take(40).collect();

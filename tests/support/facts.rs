@@ -64,10 +64,22 @@ fn look_at(path: &Path, meta: &fs::Metadata) -> BTreeMap<String, String> {
     fact("mode", format!("{:o}", meta.mode()));
     fact("owner", format!("{}:{}", meta.uid(), meta.gid()));
     fact("nlink", meta.nlink().to_string());
-    fact("rdev", format!("{}:{}", libc::major(meta.rdev()), libc::minor(meta.rdev())));
-    fact("mtime", format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()));
-    fact("atime", format!("{}.{:09}", meta.atime(), meta.atime_nsec()));
-    fact("ctime", format!("{}.{:09}", meta.ctime(), meta.ctime_nsec()));
+    fact(
+        "rdev",
+        format!("{}:{}", libc::major(meta.rdev()), libc::minor(meta.rdev())),
+    );
+    fact(
+        "mtime",
+        format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()),
+    );
+    fact(
+        "atime",
+        format!("{}.{:09}", meta.atime(), meta.atime_nsec()),
+    );
+    fact(
+        "ctime",
+        format!("{}.{:09}", meta.ctime(), meta.ctime_nsec()),
+    );
     fact("blocks", meta.blocks().to_string());
     if meta.is_symlink() {
         fact("target", format!("{:?}", fs::read_link(path).unwrap()));
@@ -84,7 +96,9 @@ fn look_at(path: &Path, meta: &fs::Metadata) -> BTreeMap<String, String> {
     }
     // Not every attribute is listed to everybody; ACLs are asked for by name.
     for name in ["system.posix_acl_access", "system.posix_acl_default"] {
-        if !meta.is_symlink() && let Ok(value) = xattr::get(path, OsStr::new(name)) {
+        if !meta.is_symlink()
+            && let Ok(value) = xattr::get(path, OsStr::new(name))
+        {
             fact(&format!("acl {name}"), format!("{value:?}"));
         }
     }
@@ -96,23 +110,34 @@ pub fn sha256(path: &Path) -> String {
     let mut hash = Sha256::new();
     let mut buf = vec![0; 1 << 20];
     loop {
-        let n = file.read(&mut buf).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let n = file
+            .read(&mut buf)
+            .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         if n == 0 {
             break;
         }
         hash.update(&buf[..n]);
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Compares what the kernel sees with what the tree shows.
 pub fn assert_same(truth: &Facts, shown: &Facts) {
     let mut differences = Vec::new();
-    for name in truth.keys().chain(shown.keys().filter(|name| !truth.contains_key(*name))) {
+    for name in truth
+        .keys()
+        .chain(shown.keys().filter(|name| !truth.contains_key(*name)))
+    {
         let path = String::from_utf8_lossy(name).into_owned();
         match (truth.get(name), shown.get(name)) {
             (Some(truth), Some(shown)) => {
-                for key in truth.keys().chain(shown.keys().filter(|key| !truth.contains_key(*key))) {
+                for key in truth
+                    .keys()
+                    .chain(shown.keys().filter(|key| !truth.contains_key(*key)))
+                {
                     let (truth, shown) = (truth.get(key), shown.get(key));
                     if truth != shown {
                         differences.push(format!("{path:?}: {key}: {truth:?}, shown {shown:?}"));
@@ -125,5 +150,10 @@ pub fn assert_same(truth: &Facts, shown: &Facts) {
     }
     let count = differences.len();
     differences.truncate(20);
-    assert!(count == 0, "{count} differences over {} files:\n{}", truth.len(), differences.join("\n"));
+    assert!(
+        count == 0,
+        "{count} differences over {} files:\n{}",
+        truth.len(),
+        differences.join("\n")
+    );
 }

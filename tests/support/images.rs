@@ -21,7 +21,10 @@ impl RawDisk {
 
     /// A file system that is there already, at a byte offset.
     pub fn at(path: &Path, offset: u64) -> Self {
-        Self { path: path.to_owned(), offset }
+        Self {
+            path: path.to_owned(),
+            offset,
+        }
     }
 
     /// Mounts it for writing while `work` runs.
@@ -53,21 +56,30 @@ impl KernelMount {
         let ro = if options.starts_with("ro") { "-r" } else { "" };
         let device = shell(&format!("losetup --show -f {ro} -o {offset} {image:?}"));
         let device = device.trim().to_owned();
-        shell(&format!("mount -t ext4 -o {options} {device} {:?}", dir.path()));
+        shell(&format!(
+            "mount -t ext4 -o {options} {device} {:?}",
+            dir.path()
+        ));
         Self { dir, device }
     }
 }
 
 impl Drop for KernelMount {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg(self.dir.path()).status();
-        let _ = std::process::Command::new("losetup").args(["-d", &self.device]).status();
+        let _ = std::process::Command::new("umount")
+            .arg(self.dir.path())
+            .status();
+        let _ = std::process::Command::new("losetup")
+            .args(["-d", &self.device])
+            .status();
     }
 }
 
 /// Where the layout of a repository puts an image.
 pub fn layout(lab: &Lab, vm: &str, disk: u32, stamp: &str) -> PathBuf {
-    let dir = lab.path(format!("repository/ctx-backup-{vm}-20251006-203401/disk-{disk}"));
+    let dir = lab.path(format!(
+        "repository/ctx-backup-{vm}-20251006-203401/disk-{disk}"
+    ));
     std::fs::create_dir_all(&dir).unwrap();
     dir.join(format!("backup-{vm}-disk{disk}-{stamp}.qcow2"))
 }
@@ -75,14 +87,25 @@ pub fn layout(lab: &Lab, vm: &str, disk: u32, stamp: &str) -> PathBuf {
 /// A full backup of a raw disk.
 pub fn full(lab: &Lab, raw: &Path, vm: &str, disk: u32, stamp: &str) -> PathBuf {
     let image = layout(lab, vm, disk, stamp);
-    shell(&format!("qemu-img convert -f raw -O qcow2 {raw:?} {image:?}"));
+    shell(&format!(
+        "qemu-img convert -f raw -O qcow2 {raw:?} {image:?}"
+    ));
     image
 }
 
 /// An incremental backup of a raw disk: only what differs from `parent`.
-pub fn incremental(lab: &Lab, raw: &Path, vm: &str, disk: u32, stamp: &str, parent: &Path) -> PathBuf {
+pub fn incremental(
+    lab: &Lab,
+    raw: &Path,
+    vm: &str,
+    disk: u32,
+    stamp: &str,
+    parent: &Path,
+) -> PathBuf {
     let image = layout(lab, vm, disk, stamp);
-    shell(&format!("qemu-img convert -f raw -O qcow2 -B {parent:?} -F qcow2 {raw:?} {image:?}"));
+    shell(&format!(
+        "qemu-img convert -f raw -O qcow2 -B {parent:?} -F qcow2 {raw:?} {image:?}"
+    ));
     image
 }
 

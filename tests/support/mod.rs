@@ -4,7 +4,12 @@
 //! The tests need root (loop devices, mounts) and say so when they do not have
 //! it. Everything lives in one temporary folder per test and is gone after it.
 #![allow(dead_code, missing_docs, unreachable_pub)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 pub mod daemon;
 pub mod facts;
@@ -15,6 +20,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub use daemon::Daemon;
+#[allow(unused_imports)]
 pub use facts::{assert_same, facts};
 
 /// A folder for one test: repository, mountpoint, state.
@@ -28,7 +34,10 @@ impl Lab {
             nix::unistd::geteuid().is_root(),
             "these tests need root (loop devices and mounts): run them with sudo"
         );
-        let dir = tempfile::Builder::new().prefix("sendense-test-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("sendense-test-")
+            .tempdir()
+            .unwrap();
         let lab = Self { dir };
         for sub in ["repository", "work", "state", "run", "gate/backups"] {
             std::fs::create_dir_all(lab.path(sub)).unwrap();
@@ -87,7 +96,11 @@ impl Lab {
 
     /// Scans the repository into the catalog.
     pub fn scan(&self) -> String {
-        self.sendense_ok(["catalog".as_ref(), "scan".as_ref(), self.path("repository").as_os_str()])
+        self.sendense_ok([
+            "catalog".as_ref(),
+            "scan".as_ref(),
+            self.path("repository").as_os_str(),
+        ])
     }
 }
 
@@ -113,7 +126,11 @@ pub fn shell(script: &str) -> String {
 pub fn succeeded(output: Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    assert!(
+        output.status.success(),
+        "{}\n{stdout}\n{stderr}",
+        output.status
+    );
     stdout.into_owned()
 }
 
@@ -132,5 +149,8 @@ pub fn qemu_nbds(parent: u32) -> Vec<u32> {
         .args(["-P", &parent.to_string(), "-x", "qemu-nbd"])
         .output()
         .unwrap();
-    String::from_utf8_lossy(&out.stdout).lines().filter_map(|line| line.parse().ok()).collect()
+    String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect()
 }
