@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sendense::filesystem::{Attr, FileType};
-use sendense::tree::{Node, Tree};
+use sendense::tree::{Detail, Node, Tree};
 use sendense::{Error, Result};
 
 use crate::browse::{DataRanges, Stream};
@@ -174,7 +174,10 @@ impl<'a> Copy<'a> {
         self.names.pop();
         if !self.interrupted() {
             // Last: each entry made in it changed its times, and a mode without
-            // `w` would have kept them out.
+            // `w` would have kept them out. Asked for again, because a disk's own
+            // folder is the guest's only once somebody has looked inside.
+            let fresh = self.tree.node(attr.ino);
+            let attr = fresh.as_ref().map_or(attr, |node| &node.attr);
             if let Err(error) = self.metadata(&folder.object(), attr) {
                 self.fail_here(error);
             }
@@ -186,15 +189,17 @@ impl<'a> Copy<'a> {
         let mut position = 0;
         loop {
             let mut batch: Vec<(Vec<u8>, u64)> = Vec::new();
-            let read = self.tree.read_dir(ino, position, &mut |entry| {
-                batch.push((entry.name.to_vec(), entry.ino));
-                position = entry.next;
-                if batch.len() < BATCH {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            });
+            let read = self
+                .tree
+                .read_dir(ino, position, Detail::Names, &mut |entry| {
+                    batch.push((entry.name.to_vec(), entry.ino));
+                    position = entry.next;
+                    if batch.len() < BATCH {
+                        ControlFlow::Continue(())
+                    } else {
+                        ControlFlow::Break(())
+                    }
+                });
             let more = batch.len() >= BATCH;
             for (name, ino) in batch {
                 if self.interrupted() {

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sendense::filesystem::FileType;
-use sendense::tree::Tree;
+use sendense::tree::{Detail, Tree};
 use sendense::{Error, Result};
 
 use crate::browse;
@@ -149,7 +149,7 @@ fn count(tree: &Tree, sources: &[OsString], recursive: bool, total: &Total, over
         let Ok(node) = tree.node(ino) else { continue };
         match node.attr.kind {
             FileType::Directory if recursive && seen.insert(ino) => {
-                let _ = tree.read_dir(ino, 0, &mut |entry| {
+                let _ = tree.read_dir(ino, 0, Detail::Names, &mut |entry| {
                     pending.push(entry.ino);
                     ControlFlow::Continue(())
                 });

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use sendense::Result;
 use sendense::filesystem::{Attr, FileType, Time};
-use sendense::tree::Tree;
+use sendense::tree::{Detail, Tree};
 
 use crate::browse;
 use crate::terminal::{self, output_failed};
@@ -152,7 +152,7 @@ impl Listing<'_> {
     fn entries(&mut self, ino: u64, path: &[u8]) -> Vec<(Vec<u8>, Attr)> {
         let mut names: Vec<(Vec<u8>, u64)> = Vec::new();
         let all = self.args.all;
-        let read = self.tree.read_dir(ino, 0, &mut |entry| {
+        let read = self.tree.read_dir(ino, 0, Detail::Names, &mut |entry| {
             if all || !entry.name.starts_with(b".") {
                 names.push((entry.name.to_vec(), entry.ino));
             }

@@ -14,8 +14,9 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
+use sendense::filesystem::FileType;
 use sendense::image::cache;
-use sendense::tree::{Entry, Node, Seek, Tree, read};
+use sendense::tree::{Detail, Node, Seek, Tree, read};
 use sendense::{Error, Result};
 
 use crate::FOREVER;
@@ -24,10 +25,6 @@ use crate::workers::Workers;
 
 /// Requests that the kernel may have under way in the background (read-ahead).
 const MAX_BACKGROUND: u16 = 64;
-
-/// Entries handed to the kernel in one answer, at most. Its buffer usually fills
-/// before; the bound keeps the work of one request short.
-const ENTRIES_PER_ANSWER: usize = 4096;
 
 pub(crate) struct Adapter {
     tree: Arc<Tree>,
@@ -116,8 +113,8 @@ fn report(operation: &'static str, ino: u64, error: &Error, errors: &AtomicU64) 
 fn send_entry(reply: ReplyEntry, result: Result<Node>, stable_parent: bool) {
     match result {
         Ok(node) => {
-            let ttl = convert::ttl(&node);
-            reply.entry(&ttl, &convert::attr(&node.attr), Generation(0));
+            let (entry, attr) = convert::ttls(&node);
+            reply.entry_with_ttls(&attr, &entry, &convert::attr(&node.attr), Generation(0));
         }
         // Inside a disk a name that is not there never will be.
         Err(Error::NotFound { .. }) if stable_parent => {
@@ -151,23 +148,23 @@ fn unknown(ino: u64, kind: fuser::FileType) -> FileAttr {
     }
 }
 
-/// A page of a folder, gathered before the answer is filled.
+/// An entry of a folder, gathered before the answer is filled.
 struct Listed {
     ino: u64,
     name: Vec<u8>,
-    kind: sendense::filesystem::FileType,
+    kind: FileType,
     next: u64,
     node: Option<Node>,
 }
 
 impl Listed {
-    fn new(entry: &Entry<'_>, node: Option<Node>) -> Self {
+    fn dot(ino: u64, name: &[u8], next: u64) -> Self {
         Self {
-            ino: entry.ino,
-            name: entry.name.to_vec(),
-            kind: entry.kind,
-            next: entry.next,
-            node,
+            ino,
+            name: name.to_vec(),
+            kind: FileType::Directory,
+            next,
+            node: None,
         }
     }
 
@@ -180,64 +177,49 @@ impl Listed {
 /// the tree's own follow. (The tree's positions reach 2⁶² at most.)
 const DOTS: u64 = 2;
 
-/// Entries of `ino` after `offset`, `.` and `..` among them, as many as fit into
-/// `room` bytes at `overhead` bytes each. `plus` adds each entry's node.
-fn list(tree: &Tree, ino: u64, offset: u64, room: usize, plus: bool) -> Result<Vec<Listed>> {
-    let overhead = if plus { 152 } else { 24 };
+/// Room for entries in one answer, in bytes. The kernel asks with a buffer of a
+/// page to 128 KiB and does not tell us how large; what does not fit is gathered
+/// again.
+const ROOM: usize = 128 * 1024;
+
+/// Entries of `ino` after `offset`, `.` and `..` among them.
+fn list(tree: &Tree, ino: u64, offset: u64, detail: Detail) -> Result<Vec<Listed>> {
+    // Bytes of `struct fuse_dirent` and `struct fuse_direntplus` without the name.
+    let overhead = match detail {
+        Detail::Names => 24,
+        Detail::Nodes => 152,
+    };
     let mut listed = Vec::new();
-    let directory = sendense::filesystem::FileType::Directory;
     if offset < 1 {
-        let entry = Entry {
-            ino,
-            name: b".",
-            kind: directory,
-            next: 1,
-        };
-        listed.push(Listed::new(&entry, None));
+        listed.push(Listed::dot(ino, b".", 1));
     }
     if offset < 2 {
-        let entry = Entry {
-            ino: tree.parent(ino)?,
-            name: b"..",
-            kind: directory,
-            next: 2,
-        };
-        listed.push(Listed::new(&entry, None));
+        listed.push(Listed::dot(tree.parent(ino)?, b"..", 2));
     }
-    let mut room = room;
-    let mut failed = None;
-    tree.read_dir(ino, offset.saturating_sub(DOTS), &mut |entry| {
+    let dots = listed.len();
+    let mut room = ROOM;
+    let read = tree.read_dir(ino, offset.saturating_sub(DOTS), detail, &mut |entry| {
         let size = (entry.name.len().next_multiple_of(8)).saturating_add(overhead);
-        if size > room || listed.len() >= ENTRIES_PER_ANSWER {
+        if size > room {
             return ControlFlow::Break(());
         }
         room = room.saturating_sub(size);
-        let node = match plus.then(|| tree.node(entry.ino)) {
-            Some(Ok(node)) => Some(node),
-            Some(Err(Error::WouldWait)) => {
-                failed = Some(Error::WouldWait);
-                return ControlFlow::Break(());
-            }
-            // Listed without its attributes; asking for them gives the error.
-            Some(Err(_)) | None => None,
-        };
-        let entry = Entry {
+        listed.push(Listed {
+            ino: entry.ino,
+            name: entry.name.to_vec(),
+            kind: entry.kind,
             next: entry.next.saturating_add(DOTS),
-            ..entry
-        };
-        listed.push(Listed::new(&entry, node));
+            node: entry.node,
+        });
         ControlFlow::Continue(())
-    })
-    // What was listed before the damage is good; the error comes when the reader
-    // asks for what follows.
-    .or_else(|error| {
-        if listed.iter().any(|entry| entry.next > DOTS) && !matches!(error, Error::WouldWait) {
-            Ok(())
-        } else {
-            Err(error)
-        }
-    })?;
-    failed.map_or(Ok(listed), Err)
+    });
+    match read {
+        Ok(()) => Ok(listed),
+        // What was listed before the damage is good; the error comes when the
+        // reader asks for what follows.
+        Err(error) if listed.len() > dots && !matches!(error, Error::WouldWait) => Ok(listed),
+        Err(error) => Err(error),
+    }
 }
 
 fn send_xattr(reply: ReplyXattr, result: Result<Option<Vec<u8>>>, size: u32) {
@@ -288,7 +270,7 @@ impl Filesystem for Adapter {
             reply,
             move |tree| tree.node(ino.0),
             |reply, result| match result {
-                Ok(node) => reply.attr(&convert::ttl(&node), &convert::attr(&node.attr)),
+                Ok(node) => reply.attr(&convert::ttls(&node).1, &convert::attr(&node.attr)),
                 Err(error) => reply.error(convert::errno(&error)),
             },
         );
@@ -372,7 +354,7 @@ impl Filesystem for Adapter {
             "opendir",
             ino.0,
             reply,
-            move |tree| tree.read_dir(ino.0, 0, &mut |_| ControlFlow::Break(())),
+            move |tree| tree.read_dir(ino.0, 0, Detail::Names, &mut |_| ControlFlow::Break(())),
             |reply, result| match result {
                 Ok(()) => reply.opened(
                     FileHandle(0),
@@ -395,7 +377,7 @@ impl Filesystem for Adapter {
             "readdir",
             ino.0,
             reply,
-            move |tree| list(tree, ino.0, offset, 128 * 1024, false),
+            move |tree| list(tree, ino.0, offset, Detail::Names),
             |mut reply, result| match result {
                 Ok(listed) => {
                     for entry in &listed {
@@ -423,14 +405,15 @@ impl Filesystem for Adapter {
             "readdirplus",
             ino.0,
             reply,
-            // The kernel asks with a buffer of a page to 128 KiB and does not tell
-            // us how large; a page's worth of work is lost at most.
-            move |tree| list(tree, ino.0, offset, 128 * 1024, true),
+            move |tree| list(tree, ino.0, offset, Detail::Nodes),
             |mut reply, result| match result {
                 Ok(listed) => {
                     for entry in &listed {
                         let (ttl, attr) = match &entry.node {
-                            Some(node) => (convert::ttl(node), convert::attr(&node.attr)),
+                            Some(node) => {
+                                let (entry, attr) = convert::ttls(node);
+                                (entry.min(attr), convert::attr(&node.attr))
+                            }
                             // The dots, which the kernel does not keep, and what is
                             // damaged, which it looks up when it is needed.
                             None => (

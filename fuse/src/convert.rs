@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, INodeNo};
 use sendense::filesystem::{Attr, FileType, Time};
-use sendense::tree::Node;
+use sendense::tree::{Node, Tree};
 
 use crate::{FOLLOW, FOREVER};
 
@@ -27,9 +27,18 @@ pub(crate) fn kind(kind: FileType) -> fuser::FileType {
     }
 }
 
-/// How long the kernel may keep what it knows of a node.
-pub(crate) fn ttl(node: &Node) -> Duration {
-    if node.stable { FOREVER } else { FOLLOW }
+/// How long the kernel may keep a node's name and its attributes.
+///
+/// A disk's own name comes from the catalog, which may change; its attributes
+/// become the guest's as soon as somebody has looked inside, and must be asked
+/// for until then.
+pub(crate) fn ttls(node: &Node) -> (Duration, Duration) {
+    match (node.named_by_catalog, node.stable) {
+        (false, _) => (FOREVER, FOREVER),
+        (true, true) => (FOLLOW, FOREVER),
+        (true, false) if Tree::on_disk(node.attr.ino) => (FOLLOW, Duration::ZERO),
+        (true, false) => (FOLLOW, FOLLOW),
+    }
 }
 
 pub(crate) fn attr(attr: &Attr) -> FileAttr {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 /// Threads that one lane may occupy.
-const PER_LANE: usize = 8;
+const PER_LANE: usize = 32;
 /// How long a thread without work stays.
 const LINGER: Duration = Duration::from_secs(5);
 /// Stack of a worker; parsers are not deep.
@@ -118,9 +118,14 @@ mod tests {
         let workers = Workers::new();
         let (release, hung) = mpsc::channel::<()>();
         let hung = Arc::new(Mutex::new(hung));
-        for _ in 0..PER_LANE * 3 {
+        for _ in 0..PER_LANE * 2 {
             let hung = Arc::clone(&hung);
-            workers.run(1, Box::new(move || drop(hung.lock().recv())));
+            workers.run(
+                1,
+                Box::new(move || {
+                    let _ = hung.lock().recv();
+                }),
+            );
         }
         let (sender, answers) = mpsc::channel();
         for n in 0..100 {

@@ -45,13 +45,25 @@ use crate::image::{BlockRead, Completion};
 pub struct Node {
     /// What `stat` shows.
     pub attr: Attr,
-    /// Whether it can never change: it may be cached for ever. Folders above
-    /// the disks follow the catalog and are not stable.
+    /// Whether its attributes can never change: they may be cached for ever.
+    /// Folders above the disks follow the catalog and are not stable.
     pub stable: bool,
+    /// Whether its name comes from the catalog, and may be gone the next time;
+    /// names inside a disk are there for ever.
+    pub named_by_catalog: bool,
+}
+
+/// What a listing tells of each entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Name, number and type.
+    Names,
+    /// The node as well.
+    Nodes,
 }
 
 /// One entry of a folder of the tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Entry<'a> {
     /// The tree's inode number.
     pub ino: u64,
@@ -61,6 +73,8 @@ pub struct Entry<'a> {
     pub kind: FileType,
     /// Position to go on from.
     pub next: u64,
+    /// The node, where it was asked for and can be read.
+    pub node: Option<Node>,
 }
 
 /// What to look for in a sparse file.
@@ -243,6 +257,7 @@ impl Tree {
                 Ok(Node {
                     attr: directory(Self::ROOT, newest, nlink),
                     stable: false,
+                    named_by_catalog: true,
                 })
             }
             Inode::Folder(id) => {
@@ -255,7 +270,11 @@ impl Tree {
             }
             Inode::Disk(id) => {
                 if let Some(attr) = self.known_root(id) {
-                    return Ok(Node { attr, stable: true });
+                    return Ok(Node {
+                        attr,
+                        stable: true,
+                        named_by_catalog: true,
+                    });
                 }
                 wait()?;
                 self.disk_node(&self.record(id)?.0)
@@ -301,7 +320,9 @@ impl Tree {
     }
 
     /// Calls `each` with the entries of a folder from `position` (0 or an
-    /// earlier entry's `next`) until it breaks.
+    /// earlier entry's `next`) until it breaks. `each` must not ask the tree for
+    /// anything: this call holds the disk, and another that waited for the same
+    /// disk to be attached again would wait for this one.
     ///
     /// # Errors
     /// `NotFound`, `NotADirectory`, or what keeps the disk from being read;
@@ -310,6 +331,7 @@ impl Tree {
         &self,
         ino: u64,
         position: u64,
+        detail: Detail,
         each: &mut dyn FnMut(Entry<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
         match Inode::parse(ino)? {
@@ -320,7 +342,7 @@ impl Tree {
             Inode::Folder(id) => {
                 wait()?;
                 if self.folder(id)?.1.is_some() {
-                    return list_disks(&self.catalog.disks(id)?, position, each);
+                    return self.list_disks(&self.catalog.disks(id)?, position, each);
                 }
                 if list_folders(self.catalog.backup_folders(id)?, position, each)?.is_break()
                     || position >= LATEST_POSITION
@@ -328,33 +350,56 @@ impl Tree {
                     return Ok(());
                 }
                 if let Some(latest) = self.latest(id)? {
-                    let ino = Inode::Latest(latest.id).number()?;
-                    let kind = FileType::Symlink;
-                    let _ = each(Entry {
-                        ino,
-                        name: LATEST,
-                        kind,
-                        next: LATEST_POSITION,
-                    });
+                    let node = latest_node(&latest)?;
+                    let _ = each(Entry::of(node, LATEST, LATEST_POSITION));
                 }
                 Ok(())
             }
             Inode::Disk(id) => {
                 let disk = self.attached(id)?;
                 match disk.single() {
-                    Some(volume) => list_files(&disk, volume, root_of(volume)?, position, each),
+                    Some(volume) => {
+                        list_files(&disk, volume, root_of(volume)?, position, detail, each)
+                    }
                     None => list_volumes(&disk, position, each),
                 }
             }
             Inode::File { disk, local } => {
                 let disk = self.attached(disk)?;
                 let (_, volume, ino) = disk.file(local)?;
-                list_files(&disk, volume, ino, position, each)
+                list_files(&disk, volume, ino, position, detail, each)
             }
             Inode::Latest(_) | Inode::Raw(_) => Err(Error::NotADirectory {
                 what: format!("inode {ino}"),
             }),
         }
+    }
+
+    /// For each disk its folder and its raw file.
+    fn list_disks(
+        &self,
+        disks: &[DiskRecord],
+        position: u64,
+        each: &mut dyn FnMut(Entry<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        for record in disks {
+            let entries = [
+                (
+                    self.disk_node(record)?,
+                    format!("disk{}", record.disk_index),
+                ),
+                (
+                    self.raw_node(record)?,
+                    format!("disk{}.raw", record.disk_index),
+                ),
+            ];
+            for (next, (node, name)) in (disk_id(record)?.saturating_mul(2)..).zip(entries) {
+                if next > position && each(Entry::of(node, name.as_bytes(), next)).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The target of a symbolic link.
@@ -638,12 +683,17 @@ impl Tree {
     fn disk_node(&self, record: &DiskRecord) -> Result<Node> {
         let id = disk_id(record)?;
         if let Some(attr) = self.known_root(id) {
-            return Ok(Node { attr, stable: true });
+            return Ok(Node {
+                attr,
+                stable: true,
+                named_by_catalog: true,
+            });
         }
         let ino = Inode::Disk(id).number()?;
         Ok(Node {
             attr: directory(ino, record.time, 2),
             stable: false,
+            named_by_catalog: true,
         })
     }
 
@@ -689,6 +739,7 @@ impl Tree {
         Ok(Node {
             attr,
             stable: size.is_some(),
+            named_by_catalog: true,
         })
     }
 }
@@ -741,6 +792,7 @@ fn folder_node(folder: &Folder) -> Result<Node> {
     Ok(Node {
         attr: directory(ino, folder.time, 2),
         stable: false,
+        named_by_catalog: true,
     })
 }
 
@@ -755,6 +807,7 @@ fn latest_node(backup: &Folder) -> Result<Node> {
     Ok(Node {
         attr,
         stable: false,
+        named_by_catalog: true,
     })
 }
 
@@ -771,7 +824,11 @@ fn file_node(disk: &AttachedDisk, local: u64) -> Result<Node> {
             may_have_xattrs: true,
             ..directory(ino, disk.record().time, 2)
         };
-        return Ok(Node { attr, stable: true });
+        return Ok(Node {
+            attr,
+            stable: true,
+            named_by_catalog: false,
+        });
     }
     let (fs, volume, _) = disk.file(local)?;
     node_in(disk, volume, fs, ino)
@@ -793,6 +850,7 @@ fn node_in(
             ..attr
         },
         stable: true,
+        named_by_catalog: false,
     })
 }
 
@@ -820,6 +878,18 @@ fn stretch(extent: &Extent) -> (u64, bool) {
     }
 }
 
+impl<'a> Entry<'a> {
+    fn of(node: Node, name: &'a [u8], next: u64) -> Self {
+        Self {
+            ino: node.attr.ino,
+            name,
+            kind: node.attr.kind,
+            next,
+            node: Some(node),
+        }
+    }
+}
+
 /// Folders in the order of their ids, which are their positions: a listing that
 /// goes on after the catalog has changed neither repeats nor skips any.
 fn list_folders(
@@ -833,58 +903,12 @@ fn list_folders(
         if next <= position {
             continue;
         }
-        let ino = Inode::Folder(folder.id).number()?;
-        let entry = Entry {
-            ino,
-            name: folder.name.as_bytes(),
-            kind: FileType::Directory,
-            next,
-        };
-        if each(entry).is_break() {
+        let node = folder_node(&folder)?;
+        if each(Entry::of(node, folder.name.as_bytes(), next)).is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }
     Ok(ControlFlow::Continue(()))
-}
-
-/// For each disk its folder and its raw file.
-fn list_disks(
-    disks: &[DiskRecord],
-    position: u64,
-    each: &mut dyn FnMut(Entry<'_>) -> ControlFlow<()>,
-) -> Result<()> {
-    for record in disks {
-        let id = disk_id(record)?;
-        let entries = [
-            (
-                Inode::Disk(id),
-                format!("disk{}", record.disk_index),
-                FileType::Directory,
-            ),
-            (
-                Inode::Raw(id),
-                format!("disk{}.raw", record.disk_index),
-                FileType::Regular,
-            ),
-        ];
-        for (next, (inode, name, kind)) in (id.saturating_mul(2)..).zip(entries) {
-            if next <= position {
-                continue;
-            }
-            let ino = inode.number()?;
-            if each(Entry {
-                ino,
-                name: name.as_bytes(),
-                kind,
-                next,
-            })
-            .is_break()
-            {
-                return Ok(());
-            }
-        }
-    }
-    Ok(())
 }
 
 fn list_volumes(
@@ -896,20 +920,9 @@ fn list_volumes(
         if next <= position {
             continue;
         }
-        let ino = Inode::File {
-            disk: disk.id,
-            local: volume.root(),
-        }
-        .number()?;
+        let node = file_node(disk, volume.root())?;
         let name = volume.volume.name.as_bytes();
-        if each(Entry {
-            ino,
-            name,
-            kind: FileType::Directory,
-            next,
-        })
-        .is_break()
-        {
+        if each(Entry::of(node, name, next)).is_break() {
             break;
         }
     }
@@ -921,38 +934,33 @@ fn list_files(
     volume: &AttachedVolume,
     dir: u64,
     position: u64,
+    detail: Detail,
     each: &mut dyn FnMut(Entry<'_>) -> ControlFlow<()>,
 ) -> Result<()> {
     let fs = file_system(volume)?;
-    let mut failed = None;
+    let mut waits = false;
     fs.read_dir(dir, position, &mut |entry| {
-        let kind = match entry.kind {
-            Some(kind) => Ok(kind),
-            None => fs.attr(entry.ino).map(|attr| attr.kind),
+        let node = match (detail, entry.kind) {
+            (Detail::Names, Some(_)) => None,
+            _ => match node_in(disk, volume, fs, entry.ino) {
+                Ok(node) => Some(node),
+                Err(Error::WouldWait) => {
+                    waits = true;
+                    return ControlFlow::Break(());
+                }
+                // One damaged inode does not hide its neighbours: it is listed,
+                // and gives its error on use.
+                Err(_) => None,
+            },
         };
-        match kind.and_then(|kind| Ok((kind, disk.number(volume, entry.ino)?))) {
-            Ok((kind, ino)) => each(Entry {
-                ino,
-                name: entry.name,
-                kind,
-                next: entry.next,
-            }),
-            Err(Error::WouldWait) => {
-                failed = Some(Error::WouldWait);
-                ControlFlow::Break(())
-            }
-            // One damaged inode does not hide its neighbours: it is listed, and
-            // gives its error on use.
-            Err(_) => {
-                let ino = disk.number(volume, entry.ino).unwrap_or(u64::MAX);
-                each(Entry {
-                    ino,
-                    name: entry.name,
-                    kind: FileType::Regular,
-                    next: entry.next,
-                })
-            }
-        }
+        let kind = node.as_ref().map(|node| node.attr.kind).or(entry.kind);
+        each(Entry {
+            ino: disk.number(volume, entry.ino).unwrap_or(u64::MAX),
+            name: entry.name,
+            kind: kind.unwrap_or(FileType::Regular),
+            next: entry.next,
+            node,
+        })
     })?;
-    failed.map_or(Ok(()), Err)
+    if waits { Err(Error::WouldWait) } else { Ok(()) }
 }
