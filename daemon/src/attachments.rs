@@ -9,7 +9,7 @@
 //! The first look-ups of a disk share one attempt; attempts for different disks
 //! share nothing but the table, whose lock is never held while anything waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +25,9 @@ use sendense::{Error, Result};
 
 /// Disks whose last failure is remembered.
 const REMEMBERED_ERRORS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
+
+/// How often an attempt that waits for a slot looks again.
+const RECONSIDER: Duration = Duration::from_millis(20);
 
 /// What may be set from outside.
 #[derive(Debug, Clone)]
@@ -101,10 +104,18 @@ impl Attempt {
     }
 }
 
-/// How many slots are taken.
+/// The slots, given out in the order in which they were asked for.
 struct Permits {
-    taken: Mutex<usize>,
-    freed: Condvar,
+    state: Mutex<PermitState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct PermitState {
+    taken: usize,
+    /// Who waits; the first is next.
+    queue: VecDeque<u64>,
+    last_ticket: u64,
 }
 
 /// A slot, given back when dropped.
@@ -112,9 +123,9 @@ struct Permit(Arc<Permits>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut taken = self.0.taken.lock();
-        *taken = taken.saturating_sub(1);
-        self.0.freed.notify_all();
+        let mut state = self.0.state.lock();
+        state.taken = state.taken.saturating_sub(1);
+        self.0.changed.notify_all();
     }
 }
 
@@ -132,8 +143,8 @@ impl Slots {
             limits,
             table: RwLock::default(),
             permits: Arc::new(Permits {
-                taken: Mutex::new(0),
-                freed: Condvar::new(),
+                state: Mutex::default(),
+                changed: Condvar::new(),
             }),
             errors: Mutex::new(LruCache::new(REMEMBERED_ERRORS)),
             totals: Totals::default(),
@@ -175,7 +186,7 @@ impl Slots {
 
     /// Slots taken, including those of disks that were let go while in use.
     pub(crate) fn taken(&self) -> usize {
-        *self.permits.taken.lock()
+        self.permits.state.lock().taken
     }
 
     /// Lets a disk go; false if it is not attached.
@@ -262,36 +273,53 @@ impl Slots {
     }
 
     /// A slot; the least recently used disk gives its own if there is none.
+    ///
+    /// In the order of asking: two disks that take the only slot from each other
+    /// both go on.
     fn permit(&self) -> Result<Permit> {
         let deadline = Instant::now() + self.limits.slot_timeout;
+        let permits = &self.permits;
+        let mut state = permits.state.lock();
+        state.last_ticket = state.last_ticket.wrapping_add(1);
+        let ticket = state.last_ticket;
+        state.queue.push_back(ticket);
         loop {
-            let mut taken = self.permits.taken.lock();
-            if *taken < self.limits.slots {
-                *taken = taken.saturating_add(1);
-                return Ok(Permit(Arc::clone(&self.permits)));
+            let first = state.queue.front() == Some(&ticket);
+            if first && state.taken < self.limits.slots {
+                state.taken = state.taken.saturating_add(1);
+                state.queue.pop_front();
+                permits.changed.notify_all();
+                return Ok(Permit(Arc::clone(permits)));
             }
-            drop(taken);
-            let oldest = self
-                .seats()
-                .into_iter()
-                .min_by_key(|seat| seat.last_used.load(Ordering::Relaxed));
-            if let Some(seat) = oldest {
-                tracing::debug!(disk = seat.disk.path(), "gives its slot to another");
-                self.forget(&seat);
-                drop(seat);
-            }
-            let mut taken = self.permits.taken.lock();
-            if *taken >= self.limits.slots
-                && self
-                    .permits
-                    .freed
-                    .wait_until(&mut taken, deadline)
-                    .timed_out()
-            {
+            if Instant::now() >= deadline {
+                state.queue.retain(|waiting| *waiting != ticket);
+                permits.changed.notify_all();
                 return Err(Error::NoSlot {
                     slots: self.limits.slots,
                 });
             }
+            if first {
+                drop(state);
+                self.evict_one();
+                state = permits.state.lock();
+                if state.taken < self.limits.slots {
+                    continue;
+                }
+            }
+            // The disk that was let go may still be in use, or all may be just
+            // being attached: look again when that changes, and at times anyway.
+            permits.changed.wait_for(&mut state, RECONSIDER);
+        }
+    }
+
+    fn evict_one(&self) {
+        let seats = self.seats();
+        let oldest = seats
+            .iter()
+            .min_by_key(|seat| seat.last_used.load(Ordering::Relaxed));
+        if let Some(seat) = oldest {
+            tracing::debug!(disk = seat.disk.path(), "gives its slot to another");
+            self.forget(seat);
         }
     }
 }
@@ -343,6 +371,8 @@ impl Attachments for Slots {
                 };
                 table.insert(id, Entry::Attached(Arc::new(seat)));
                 self.totals.attaches.fetch_add(1, Ordering::Relaxed);
+                // Whoever waits for a slot may take this one's.
+                self.permits.changed.notify_all();
             }
             Err(_) => {
                 table.remove(&id);

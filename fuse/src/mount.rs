@@ -6,12 +6,15 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
+
+use nix::errno::Errno;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use sendense::Error;
@@ -138,7 +141,7 @@ fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
         MntFlags::UMOUNT_NOFOLLOW
     };
     match umount2(mountpoint, flags) {
-        Err(nix::errno::Errno::EPERM) => {}
+        Err(Errno::EPERM) => {}
         other => return other.map_err(io::Error::from),
     }
     let mut command = Command::new("fusermount3");
@@ -161,24 +164,52 @@ fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
 /// Takes away what an earlier run that was killed has left mounted.
 ///
 /// # Errors
-/// If something is left that cannot be taken away, or that is not ours.
+/// If something is left that cannot be taken away, or if another daemon serves
+/// there.
 pub fn clear_stale(mountpoint: &Path) -> sendense::Result<()> {
-    let named = |error: io::Error| Error::io(format!("{}", mountpoint.display()), error);
-    // A mount whose server is dead answers ENOTCONN; more than one may be stacked.
+    let named = |error: io::Error| Error::io(mountpoint.display().to_string(), error);
+    // More than one may be stacked. `stat` would not do: the kernel answers it
+    // from what it has kept.
     for _ in 0..16 {
-        match fs::metadata(mountpoint) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+        match nix::sys::statvfs::statvfs(mountpoint) {
+            Err(Errno::ENOTCONN | Errno::ECONNABORTED) => {
                 tracing::info!(mountpoint = %mountpoint.display(), "clearing what an earlier run left");
                 unmount(mountpoint, true).map_err(named)?;
             }
-            Err(error) => return Err(named(error)),
+            Err(errno) => return Err(named(errno.into())),
+            Ok(_) if is_our_mount(mountpoint) => {
+                return Err(Error::Invalid(format!(
+                    "{}: another sendense serves there; end it first, or choose another mountpoint",
+                    mountpoint.display()
+                )));
+            }
             Ok(_) => return Ok(()),
         }
     }
     Err(Error::Invalid(format!(
-        "{}: cannot be cleared of an earlier mount; run `umount -l {0}`",
+        "{}: cannot be cleared of earlier mounts; run: umount -l {0}",
         mountpoint.display()
     )))
+}
+
+/// Whether the kernel lists a tree of ours there (`/proc/self/mounts`, where odd
+/// bytes of paths are written as octal escapes).
+fn is_our_mount(mountpoint: &Path) -> bool {
+    let Ok(real) = mountpoint.canonicalize() else {
+        return false;
+    };
+    let mut escaped = Vec::new();
+    for byte in real.as_os_str().as_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => escaped.extend(format!("\\{byte:03o}").bytes()),
+            _ => escaped.push(*byte),
+        }
+    }
+    let mounts = fs::read("/proc/self/mounts").unwrap_or_default();
+    mounts.split(|byte| *byte == b'\n').any(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        fields.next() == Some(b"sendense") && fields.next() == Some(&escaped)
+    })
 }
 
 /// The kernel's default of 128 KiB costs 40 % of a sequential read.

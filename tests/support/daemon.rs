@@ -56,7 +56,8 @@ impl Daemon {
     pub fn is_mounted(&self) -> bool {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
         let ours = format!(" {} fuse", self.mountpoint.display());
-        mounts.contains(&ours) && std::fs::metadata(&self.mountpoint).is_ok()
+        // `stat` would be answered from the kernel's cache for a while.
+        mounts.contains(&ours) && nix::sys::statvfs::statvfs(&self.mountpoint).is_ok()
     }
 
     pub fn pid(&self) -> u32 {
