@@ -512,8 +512,15 @@ impl Filesystem for Adapter {
             "getxattr",
             ino.0,
             reply,
-            move |tree| tree.xattr(ino.0, &name),
-            move |reply, result| send_xattr(reply, result, size),
+            move |tree| match tree.xattr(ino.0, &name)? {
+                Some(value) => Ok((Some(value), true)),
+                None => Ok((None, tree.uses_xattr(ino.0, &name)?)),
+            },
+            move |reply, result| match result {
+                // To `ls` this means: do not ask for any other file either.
+                Ok((None, false)) => reply.error(Errno::EOPNOTSUPP),
+                result => send_xattr(reply, result.map(|(value, _)| value), size),
+            },
         );
     }
 
