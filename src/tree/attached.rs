@@ -13,6 +13,7 @@ use super::inode::{self, Inode};
 use crate::catalog::DiskRecord;
 use crate::error::{Error, Result};
 use crate::filesystem::{self, FileSystem};
+use crate::image::cache::PAGE;
 use crate::image::{BlockCache, BlockRead, Disk, Export, ExportOptions};
 use crate::volume::{self, Content, Volume, VolumeReader};
 
@@ -48,6 +49,9 @@ impl AttachedVolume {
     }
 }
 
+/// Small files this far apart, in bytes, are neighbours.
+const NEIGHBOURHOOD: u64 = 2 * PAGE;
+
 /// How a disk was used since it was attached.
 #[derive(Debug, Default)]
 pub struct Usage {
@@ -66,6 +70,8 @@ pub struct AttachedDisk {
     pub(crate) disk: Arc<Disk>,
     pub(crate) volumes: Vec<AttachedVolume>,
     usage: Usage,
+    /// Where the last small file ended that was read, in bytes.
+    last_small: AtomicU64,
     /// Whatever must live exactly as long as the disk is attached.
     _slot: Slot,
 }
@@ -117,6 +123,7 @@ impl AttachedDisk {
             disk,
             volumes,
             usage: Usage::default(),
+            last_small: AtomicU64::new(0),
             _slot: slot,
         })
     }
@@ -134,6 +141,16 @@ impl AttachedDisk {
     /// How it was used.
     pub fn usage(&self) -> &Usage {
         &self.usage
+    }
+
+    /// Whether a small file at byte `offset` of its volume lies next to the one
+    /// that was read before it; remembers it for the next. Two volumes that are
+    /// read in turn are taken for neighbours now and then, which costs nothing
+    /// but a page.
+    pub(crate) fn follows(&self, offset: u64, len: u64) -> bool {
+        let end = offset.saturating_add(len);
+        let last = self.last_small.swap(end, Ordering::Relaxed);
+        last.abs_diff(offset) <= NEIGHBOURHOOD
     }
 
     /// The only volume, where there is only one.
