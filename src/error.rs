@@ -114,7 +114,7 @@ pub enum Error {
     #[error("catalog: {0}")]
     Catalog(String),
     /// The asked thing would have had to wait, and the caller may not wait
-    /// (see [`crate::image::cache::without_waiting`]). Never reaches a user.
+    /// (see [`crate::image::patience::without_waiting`]). Never reaches a user.
     #[error("would have to wait")]
     WouldWait,
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex, RwLock};
 use sendense::catalog::Catalog;
-use sendense::image::cache::may_wait;
+use sendense::image::patience::may_wait;
 use sendense::image::{BlockCache, ExportOptions};
 use sendense::tree::{AttachedDisk, Attachments};
 use sendense::{Error, Result};

@@ -16,7 +16,7 @@ use fuser::{
     ReplyStatfs, ReplyXattr, Request,
 };
 use sendense::filesystem::FileType;
-use sendense::image::cache;
+use sendense::image::patience;
 use sendense::tree::{Detail, Node, Seek, Tree, read};
 use sendense::{Error, Result};
 
@@ -62,7 +62,7 @@ impl Adapter {
         R: Send + 'static,
     {
         if let Some(result) =
-            cache::without_waiting(|| guarded(operation, ino, &self.tree, &self.errors, &work))
+            patience::without_waiting(|| guarded(operation, ino, &self.tree, &self.errors, &work))
         {
             return send(reply, result);
         }

@@ -1,7 +1,7 @@
 //! The tree of backups over FUSE: a thin adapter.
 //!
 //! The idea: a loop thread never waits. It tries each operation on the spot,
-//! under [`sendense::image::cache::without_waiting`]; what is in memory (almost
+//! under [`sendense::image::patience::without_waiting`]; what is in memory (almost
 //! everything, once a folder was listed) is answered there and then, without a
 //! lock that lasts or a hand-over. What would have to wait is run again on a
 //! worker of its disk. File data is asked for from whichever thread made the

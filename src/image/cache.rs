@@ -7,12 +7,9 @@
 //! forward has the next pages fetched behind its back. The data of large files
 //! does not pass through here.
 //!
-//! The second idea is [`without_waiting`]: a piece of work run under it gives up
-//! as soon as it would have to wait for a page (or for a disk to be attached).
-//! A thread that must not wait tries there first; what is in memory is answered
-//! on the spot, and only the rest is handed to a thread that may wait.
+//! Every page asked for is a turn of [`patience`]: work that must not wait stops
+//! at the first page that is missing, and no work goes on for ever.
 
-use std::cell::Cell;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +19,7 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
 use super::Export;
+use super::patience;
 use crate::error::{Error, Result};
 
 /// Bytes per cached page: the default cluster of qcow2, so that one page is one
@@ -33,42 +31,6 @@ const READ_AHEAD: u64 = 4;
 
 /// Locks by which the cache is divided; a power of two.
 const SHARDS: usize = 8;
-
-thread_local! {
-    static MUST_NOT_WAIT: Cell<bool> = const { Cell::new(false) };
-    static GAVE_UP: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs `work` on this thread; `None` if it would have had to wait.
-///
-/// Whatever `work` returned is dropped in that case, because code in between may
-/// have taken [`Error::WouldWait`] for an answer.
-pub fn without_waiting<T>(work: impl FnOnce() -> T) -> Option<T> {
-    struct Reset;
-    impl Drop for Reset {
-        fn drop(&mut self) {
-            MUST_NOT_WAIT.set(false);
-        }
-    }
-    GAVE_UP.set(false);
-    MUST_NOT_WAIT.set(true);
-    let reset = Reset;
-    let answer = work();
-    drop(reset);
-    (!GAVE_UP.get()).then_some(answer)
-}
-
-/// To be called before anything that waits.
-///
-/// # Errors
-/// [`Error::WouldWait`] under [`without_waiting`].
-pub fn may_wait() -> Result<()> {
-    if MUST_NOT_WAIT.get() {
-        GAVE_UP.set(true);
-        return Err(Error::WouldWait);
-    }
-    Ok(())
-}
 
 /// A page that is on its way.
 #[derive(Default)]
@@ -180,7 +142,7 @@ impl BlockCache {
     /// range must lie on the disk.
     ///
     /// # Errors
-    /// What the export says; [`Error::WouldWait`] under [`without_waiting`].
+    /// What the export says; [`Error::WouldWait`] where the thread must not wait.
     pub fn read(
         self: &Arc<Self>,
         disk: u64,
@@ -213,6 +175,7 @@ impl BlockCache {
     }
 
     fn page(self: &Arc<Self>, disk: u64, export: &Export, page: u64) -> Result<Bytes> {
+        patience::spend()?;
         let fill = match self.find((disk, page))? {
             Found::Ready(bytes) => {
                 self.hits.fetch_add(1, Ordering::Relaxed);
@@ -220,7 +183,7 @@ impl BlockCache {
             }
             Found::Pending(fill) => {
                 self.hits.fetch_add(1, Ordering::Relaxed);
-                may_wait()?;
+                patience::may_wait()?;
                 fill
             }
             Found::Missing(fill) => {
@@ -286,7 +249,7 @@ impl BlockCache {
         match shard.get(&key) {
             Some(Slot::Ready(bytes)) => return Ok(Found::Ready(bytes.clone())),
             Some(Slot::Pending(fill)) => return Ok(Found::Pending(Arc::clone(fill))),
-            None => may_wait()?,
+            None => patience::may_wait()?,
         }
         let fill = Arc::new(Fill::default());
         shard.put(key, Slot::Pending(Arc::clone(&fill)));

@@ -13,6 +13,7 @@
 //! - `qemu_nbd` is the process, `qemu_img` a question to its sibling;
 //! - `nbd` is the protocol, `deadline` the clock of its requests;
 //! - [`cache`] keeps metadata blocks of all disks, one bounded LRU;
+//! - [`patience`] says how long the work of a thread may take;
 //! - [`disk`] is what the layers above see: cached reads for parsers, direct
 //!   reads for file data.
 
@@ -22,6 +23,7 @@ pub(crate) mod deadline;
 pub mod disk;
 pub mod export;
 pub(crate) mod nbd;
+pub mod patience;
 pub(crate) mod qemu_img;
 pub(crate) mod qemu_nbd;
 

@@ -108,7 +108,7 @@ pub trait Attachments: Send + Sync {
     ///
     /// # Errors
     /// `NotFound` if the catalog has no such disk, or why it cannot be attached.
-    /// Before it waits it asks [`crate::image::cache::may_wait`].
+    /// Before it waits it asks [`crate::image::patience::may_wait`].
     fn get(&self, disk: u64) -> Result<Arc<AttachedDisk>>;
 
     /// The disk if it is attached; does not wait and does not count as use.
@@ -772,7 +772,7 @@ impl Tree {
 
 /// The catalog is asked, which may take a disk access.
 fn wait() -> Result<()> {
-    crate::image::cache::may_wait()
+    crate::image::patience::may_wait()
 }
 
 fn disk_id(record: &DiskRecord) -> Result<u64> {
