@@ -23,6 +23,12 @@ pub enum Error {
         /// The object looked for, as the user named it.
         what: String,
     },
+    /// It was in the catalog once and is not any more.
+    #[error("{what}: has left the catalog")]
+    Gone {
+        /// The object, as the catalog knew it.
+        what: String,
+    },
     /// A folder was needed.
     #[error("{what}: not a directory")]
     NotADirectory {
@@ -104,8 +110,8 @@ pub enum Error {
         /// How long.
         after: Duration,
     },
-    /// Every slot is held by a lease.
-    #[error("all {slots} slots are held by mounts; release one first")]
+    /// Every slot is in use, and none came free in time.
+    #[error("all {slots} slots are in use; try again, release a disk, or raise `slots`")]
     NoSlot {
         /// How many slots there are.
         slots: usize,
@@ -153,6 +159,7 @@ impl Error {
     pub fn errno(&self) -> i32 {
         match self {
             Self::NotFound { .. } => libc::ENOENT,
+            Self::Gone { .. } => libc::ESTALE,
             Self::NotADirectory { .. } => libc::ENOTDIR,
             Self::IsADirectory { .. } => libc::EISDIR,
             Self::Invalid(_) => libc::EINVAL,

@@ -195,3 +195,100 @@ fn a_bad_incremental_leaves_the_full_backup_readable() {
     assert!(read.contains(&Some("one".to_owned())), "{read:?}");
     assert!(read.contains(&None), "{read:?}");
 }
+
+/// > A file that claims an absurd size, or any other structure without end, costs
+/// > the one who reads it a time-out, and nobody else anything.
+#[test]
+fn a_file_without_end_holds_up_nobody() {
+    let lab = Lab::new();
+    lab.configure("request_timeout = \"2s\"\nstart_timeout = \"2s\"");
+    let raw = RawDisk::ext4(lab.path("work/a.raw"), "64M", &[]);
+    raw.write(|root| {
+        shell(&format!(
+            "cd {root:?}; for i in 1 2 3 4; do truncate -s 1M huge$i; done; echo good > file"
+        ));
+    });
+    full(&lab, &raw.path, "good", 0, "20251008-192431");
+    for i in 1..=4 {
+        shell(&format!(
+            "debugfs -w -R 'sif huge{i} size 0x3fffffffffff0000' {:?} 2>/dev/null",
+            raw.path
+        ));
+    }
+    full(&lab, &raw.path, "huge", 0, "20251008-192431");
+    lab.scan();
+    let _daemon = Daemon::start(&lab);
+    let disk = |vm: &str| lab.mountpoint().join(vm).join("latest/disk0");
+    fs::read_dir(disk("good")).unwrap().count();
+    let seekers: Vec<_> = (1..=4)
+        .map(|i| {
+            let path = disk("huge").join(format!("huge{i}"));
+            std::thread::spawn(move || {
+                let file = fs::File::open(path).unwrap();
+                let began = Instant::now();
+                let found = nix::unistd::lseek(&file, 0, nix::unistd::Whence::SeekData);
+                (found, began.elapsed())
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let began = Instant::now();
+    for _ in 0..50 {
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        assert_eq!(
+            fs::read_to_string(disk("good").join("file")).unwrap(),
+            "good\n"
+        );
+    }
+    println!("50 reads beside it took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(2), "held up");
+    for seeker in seekers {
+        let (found, took) = seeker.join().unwrap();
+        println!("{found:?} after {took:?}");
+        assert!(found.is_err() && took < Duration::from_secs(8));
+    }
+}
+
+/// A disk that leaves the catalog for a while is not taken for a folder without
+/// files, neither then nor afterwards.
+#[test]
+fn an_image_that_comes_back_has_all_its_files() {
+    let lab = Lab::new();
+    lab.configure("");
+    let raw = RawDisk::ext4(lab.path("work/a.raw"), "64M", &[]);
+    raw.write(|root| {
+        shell(&format!("mkdir {root:?}/d; echo here > {root:?}/d/file"));
+    });
+    let image = full(&lab, &raw.path, "vm", 0, "20251008-192431");
+    full(&lab, &raw.path, "other", 0, "20251008-192431");
+    lab.scan();
+    let daemon = Daemon::start(&lab);
+    let latest = lab.mountpoint().join("vm/latest");
+    let disk = fs::canonicalize(latest).unwrap().join("disk0");
+    let folder = nix::fcntl::open(
+        &disk.join("d"),
+        nix::fcntl::OFlag::O_PATH,
+        nix::sys::stat::Mode::empty(),
+    )
+    .unwrap();
+    let inside = PathBuf::from(format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&folder)
+    ));
+    let away = lab.path("work/away.qcow2");
+    fs::rename(&image, &away).unwrap();
+    lab.scan();
+    support::wait_for("the disk to be released", Duration::from_secs(5), || {
+        daemon.qemu_nbds().is_empty()
+    });
+    // Somebody who still stands in it gets an error, not "no such file" (which
+    // the kernel would keep).
+    let error = fs::read(inside.join("file")).unwrap_err();
+    assert_ne!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
+    fs::rename(&away, &image).unwrap();
+    lab.scan();
+    support::wait_for("the file to be there again", Duration::from_secs(5), || {
+        fs::read_to_string(inside.join("file")).is_ok_and(|text| text == "here\n")
+    });
+    assert_eq!(fs::read_to_string(disk.join("d/file")).unwrap(), "here\n");
+}

@@ -371,3 +371,33 @@ fn the_tree_follows_the_catalog() {
         daemon.qemu_nbds().len() == 1
     });
 }
+
+/// Disks whose rows came in another order than their numbers are listed once.
+#[test]
+fn disks_are_listed_once_whatever_their_order() {
+    let lab = Lab::new();
+    lab.configure("");
+    let disk = RawDisk::ext4(lab.path("work/a.raw"), "32M", &[]);
+    let last = full(&lab, &disk.path, "vm", 2, "20251008-192431");
+    lab.scan();
+    fs::remove_file(&last).unwrap();
+    full(&lab, &disk.path, "vm", 1, "20251008-192431");
+    full(&lab, &disk.path, "vm", 0, "20251008-192431");
+    full(&lab, &disk.path, "vm", 2, "20251008-192431");
+    lab.scan();
+    let _daemon = Daemon::start(&lab);
+    let names = shell(&format!("ls -U {:?}", backup(&lab, "vm")));
+    let mut sorted: Vec<&str> = names.lines().collect();
+    sorted.sort_unstable();
+    assert_eq!(
+        sorted,
+        [
+            "disk0",
+            "disk0.raw",
+            "disk1",
+            "disk1.raw",
+            "disk2",
+            "disk2.raw"
+        ]
+    );
+}

@@ -19,7 +19,7 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex, RwLock};
 use sendense::catalog::Catalog;
 use sendense::image::patience::may_wait;
-use sendense::image::{BlockCache, ExportOptions};
+use sendense::image::{BlockCache, ExportOptions, chain};
 use sendense::tree::{AttachedDisk, Attachments};
 use sendense::{Error, Result};
 
@@ -87,15 +87,18 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn wait(&self) -> Result<Arc<AttachedDisk>> {
+    /// Waits for the outcome. The attempt itself may hang for longer than its own
+    /// time-outs, where the repository hangs.
+    fn wait(&self, id: u64, limit: Duration) -> Result<Arc<AttachedDisk>> {
         let mut outcome = self.outcome.lock();
-        loop {
-            if let Some(result) = outcome.as_ref() {
-                return result.clone();
-            }
-            // Whoever attaches is bounded by its time-outs, so this ends.
-            self.over.wait(&mut outcome);
-        }
+        self.over
+            .wait_while_for(&mut outcome, |outcome| outcome.is_none(), limit);
+        outcome.clone().unwrap_or_else(|| {
+            Err(Error::TimedOut {
+                what: format!("attaching disk {id}"),
+                after: limit,
+            })
+        })
     }
 
     fn end(&self, result: Result<Arc<AttachedDisk>>) {
@@ -255,18 +258,20 @@ impl Slots {
     }
 
     fn attach(&self, id: u64) -> Result<Arc<AttachedDisk>> {
-        let row = i64::try_from(id).map_err(|_| Error::NotFound {
+        let gone = || Error::Gone {
             what: format!("disk {id}"),
-        })?;
-        let (record, _) = self.catalog.disk(row)?.ok_or_else(|| Error::NotFound {
-            what: format!("disk {id}"),
-        })?;
-        let permit = self.permit()?;
+        };
+        let row = i64::try_from(id).map_err(|_| gone())?;
+        let (record, _) = self.catalog.disk(row)?.ok_or_else(gone)?;
         let began = Instant::now();
         let mut export = self.export.clone();
+        let recorded = self.catalog.repositories()?;
         export
             .repositories
-            .extend(self.catalog.repositories()?.into_iter().map(|r| r.path));
+            .extend(recorded.into_iter().map(|repository| repository.path));
+        // Before a slot is taken: a repository that hangs must not take them all.
+        chain::check(&record.path, &record.format, &export.repositories)?;
+        let permit = self.permit()?;
         let disk = AttachedDisk::open(record, &export, &self.cache, Box::new(permit))?;
         tracing::info!(disk = disk.path(), took = ?began.elapsed(), "attached");
         Ok(Arc::new(disk))
@@ -283,6 +288,7 @@ impl Slots {
         state.last_ticket = state.last_ticket.wrapping_add(1);
         let ticket = state.last_ticket;
         state.queue.push_back(ticket);
+        let mut busy_too = true;
         loop {
             let first = state.queue.front() == Some(&ticket);
             if first && state.taken < self.limits.slots {
@@ -300,7 +306,9 @@ impl Slots {
             }
             if first {
                 drop(state);
-                self.evict_one();
+                // One disk that is in use ends with its last operation. More than
+                // one need not go for this attempt.
+                busy_too &= !self.evict_one(busy_too);
                 state = permits.state.lock();
                 if state.taken < self.limits.slots {
                     continue;
@@ -312,15 +320,23 @@ impl Slots {
         }
     }
 
-    fn evict_one(&self) {
+    /// Lets the least recently used disk go, one without an operation under way
+    /// if there is any. Whether one that is in use was let go.
+    fn evict_one(&self, busy_too: bool) -> bool {
         let seats = self.seats();
-        let oldest = seats
+        let in_use = |seat: &&Arc<Seat>| Arc::strong_count(&seat.disk) > 1;
+        let last_used = |seat: &&Arc<Seat>| seat.last_used.load(Ordering::Relaxed);
+        let idle = seats
             .iter()
-            .min_by_key(|seat| seat.last_used.load(Ordering::Relaxed));
-        if let Some(seat) = oldest {
-            tracing::debug!(disk = seat.disk.path(), "gives its slot to another");
-            self.forget(seat);
-        }
+            .filter(|seat| !in_use(seat))
+            .min_by_key(last_used);
+        let Some(seat) = idle.or_else(|| seats.iter().filter(|_| busy_too).min_by_key(last_used))
+        else {
+            return false;
+        };
+        tracing::debug!(disk = seat.disk.path(), "gives its slot to another");
+        self.forget(seat);
+        idle.is_none()
     }
 }
 
@@ -345,7 +361,7 @@ impl Attachments for Slots {
                 Some(Entry::Attaching(attempt)) => {
                     let attempt = Arc::clone(attempt);
                     drop(table);
-                    return attempt.wait();
+                    return attempt.wait(id, self.limits.slot_timeout);
                 }
                 None => {}
             }

@@ -10,8 +10,10 @@ use tracing_subscriber::EnvFilter;
 /// # Errors
 /// A sentence that says what is wrong with it.
 pub(crate) fn filter(text: &str) -> std::result::Result<EnvFilter, String> {
+    // The FUSE library warns of what is no fault, for example that the tree was
+    // unmounted before it could do so itself.
     EnvFilter::builder()
-        .parse(text)
+        .parse(format!("fuser=error,{text}"))
         .map_err(|e| format!("{text:?} is not a log filter: {e}"))
 }
 

@@ -53,6 +53,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
             mountpoint: config.mountpoint.clone(),
             allow_other: config.allows_other(),
             xattrs: config.xattrs,
+            time_limit: config.request_timeout.saturating_add(config.start_timeout),
             read_ahead: config.read_ahead,
         },
     )?;
@@ -60,7 +61,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
         tree: Arc::clone(&backups.tree),
         slots: Arc::clone(&backups.slots),
         mountpoint: config.mountpoint.clone(),
-        errors: mount.errors(),
+        errors: Box::new(mount.errors()),
         started: SystemTime::now(),
     };
     let control = instance.serve(Arc::new(handler))?;
@@ -183,7 +184,7 @@ struct Handler {
     tree: Arc<Tree>,
     slots: Arc<Slots>,
     mountpoint: PathBuf,
-    errors: Arc<AtomicU64>,
+    errors: Box<dyn Fn() -> u64 + Send + Sync>,
     started: SystemTime,
 }
 
@@ -237,7 +238,7 @@ impl ControlHandler for Handler {
                 evictions: get(&totals.evictions),
                 reads: get(&totals.reads).saturating_add(sum(|disk| disk.reads)),
                 bytes: get(&totals.bytes).saturating_add(sum(|disk| disk.bytes_read)),
-                errors: get(&self.errors),
+                errors: (self.errors)(),
             },
             attached,
             rss: process::resident_memory(),
@@ -245,7 +246,11 @@ impl ControlHandler for Handler {
     }
 
     fn release(&self, path: &str) -> Result<String> {
-        let node = self.tree.resolve(path.as_bytes())?;
+        // Any further and resolving would go inside the disk, and attach it.
+        let depth = path.split('/').filter(|name| !name.is_empty()).count();
+        let node = self
+            .tree
+            .resolve(if depth > 3 { b"" } else { path.as_bytes() })?;
         let disk = Tree::disk_of(node.attr.ino).ok_or_else(|| {
             Error::Invalid(format!("{path}: not a disk; give <vm>/<backup>/disk<N>"))
         })?;

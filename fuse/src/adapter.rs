@@ -6,7 +6,6 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuser::{
@@ -21,6 +20,7 @@ use sendense::tree::{Detail, Node, Seek, Tree, read};
 use sendense::{Error, Result};
 
 use crate::FOREVER;
+use crate::complaints::Complaints;
 use crate::convert;
 use crate::workers::Workers;
 
@@ -31,19 +31,26 @@ pub(crate) struct Adapter {
     tree: Arc<Tree>,
     workers: Arc<Workers>,
     xattrs: bool,
-    /// Operations that ended in an error of ours.
-    errors: Arc<AtomicU64>,
+    complaints: Arc<Complaints>,
+    /// How long one operation may take.
+    time_limit: Duration,
     /// The kernel does without `open` and `release` when told so.
     no_open: bool,
 }
 
 impl Adapter {
-    pub(crate) fn new(tree: Arc<Tree>, xattrs: bool, errors: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(
+        tree: Arc<Tree>,
+        xattrs: bool,
+        time_limit: Duration,
+        complaints: Arc<Complaints>,
+    ) -> Self {
         Self {
             tree,
             workers: Workers::new(),
             xattrs,
-            errors,
+            complaints,
+            time_limit,
             no_open: false,
         }
     }
@@ -61,54 +68,30 @@ impl Adapter {
         T: 'static,
         R: Send + 'static,
     {
-        if let Some(result) =
-            patience::without_waiting(|| guarded(operation, ino, &self.tree, &self.errors, &work))
-        {
+        if let Some(result) = patience::without_waiting(|| guarded(ino, &self.tree, &work)) {
+            self.complaints.look_at(operation, ino, &result);
             return send(reply, result);
         }
         let tree = Arc::clone(&self.tree);
-        let errors = Arc::clone(&self.errors);
+        let complaints = Arc::clone(&self.complaints);
+        let limit = self.time_limit;
         let lane = Tree::disk_of(ino).unwrap_or(0);
-        self.workers.run(
-            lane,
-            Box::new(move || send(reply, guarded(operation, ino, &tree, &errors, &work))),
-        );
+        let job = move || {
+            let result = patience::within(limit, || guarded(ino, &tree, &work));
+            complaints.look_at(operation, ino, &result);
+            send(reply, result);
+        };
+        self.workers.run(lane, Box::new(job));
     }
 }
 
 /// Runs `work`; a panic in it (a bug that foreign data has found) is an error of
 /// this one operation.
-fn guarded<T>(
-    operation: &'static str,
-    ino: u64,
-    tree: &Tree,
-    errors: &AtomicU64,
-    work: &impl Fn(&Tree) -> Result<T>,
-) -> Result<T> {
-    let result = catch_unwind(AssertUnwindSafe(|| work(tree))).unwrap_or_else(|_| {
-        Err(Error::corrupt(
-            format!("inode {ino}"),
-            "reading it failed unexpectedly".to_owned(),
-        ))
-    });
-    if let Err(error) = &result {
-        report(operation, ino, error, errors);
-    }
-    result
-}
-
-/// What a user sees as a bare number is a sentence in the log.
-fn report(operation: &'static str, ino: u64, error: &Error, errors: &AtomicU64) {
-    match error {
-        Error::WouldWait => {}
-        Error::NotFound { .. } | Error::NotADirectory { .. } | Error::IsADirectory { .. } => {
-            tracing::debug!(operation, ino, %error);
-        }
-        _ => {
-            errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(operation, ino, %error);
-        }
-    }
+fn guarded<T>(ino: u64, tree: &Tree, work: &impl Fn(&Tree) -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(|| work(tree))).unwrap_or_else(|_| {
+        let reason = "reading it failed unexpectedly";
+        Err(Error::corrupt(format!("inode {ino}"), reason))
+    })
 }
 
 fn send_entry(reply: ReplyEntry, result: Result<Node>, stable_parent: bool) {
@@ -195,7 +178,12 @@ fn list(tree: &Tree, ino: u64, offset: u64, detail: Detail) -> Result<Vec<Listed
         listed.push(Listed::dot(ino, b".", 1));
     }
     if offset < 2 {
-        listed.push(Listed::dot(tree.parent(ino)?, b"..", 2));
+        // A damaged `..` costs itself only.
+        let parent = match tree.parent(ino) {
+            Err(Error::WouldWait) => return Err(Error::WouldWait),
+            parent => parent.unwrap_or(ino),
+        };
+        listed.push(Listed::dot(parent, b"..", 2));
     }
     let dots = listed.len();
     let mut room = ROOM;
@@ -311,7 +299,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let errors = Arc::clone(&self.errors);
+        let complaints = Arc::clone(&self.complaints);
         self.answer(
             "read",
             ino.0,
@@ -324,7 +312,7 @@ impl Filesystem for Adapter {
                         read::recycle(bytes);
                     }
                     Err(error) => {
-                        report("read", ino.0, &error, &errors);
+                        complaints.tell("read", ino.0, &error);
                         reply.error(convert::errno(&error));
                     }
                 })),

@@ -12,6 +12,7 @@
 //! keeps them for [`FOLLOW`], which is how soon the tree follows the catalog.
 
 mod adapter;
+mod complaints;
 mod convert;
 mod mount;
 mod workers;

@@ -11,7 +11,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -21,6 +20,7 @@ use sendense::Error;
 use sendense::tree::Tree;
 
 use crate::adapter::Adapter;
+use crate::complaints::Complaints;
 
 /// Threads that take requests from the kernel. Two let serial look-ups overlap
 /// with the answers before them; each takes 16 MiB of address space.
@@ -35,6 +35,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Whether extended attributes are shown.
     pub xattrs: bool,
+    /// How long one operation may take.
+    pub time_limit: Duration,
     /// What the kernel reads ahead, in bytes; only root can set it. 0 leaves
     /// it as it is.
     pub read_ahead: u64,
@@ -44,7 +46,7 @@ pub struct MountOptions {
 pub struct Mount {
     mountpoint: PathBuf,
     session: Option<BackgroundSession>,
-    errors: Arc<AtomicU64>,
+    complaints: Arc<Complaints>,
 }
 
 impl Mount {
@@ -77,8 +79,13 @@ impl Mount {
         };
         config.n_threads = Some(LOOP_THREADS);
         config.clone_fd = true;
-        let errors = Arc::default();
-        let adapter = Adapter::new(tree, options.xattrs, Arc::clone(&errors));
+        let complaints = Arc::new(Complaints::new());
+        let adapter = Adapter::new(
+            tree,
+            options.xattrs,
+            options.time_limit,
+            Arc::clone(&complaints),
+        );
         let session = Session::new(adapter, mountpoint, &config).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
         if options.read_ahead > 0 {
@@ -87,13 +94,14 @@ impl Mount {
         Ok(Self {
             mountpoint: mountpoint.clone(),
             session: Some(session),
-            errors,
+            complaints,
         })
     }
 
     /// How many operations have ended in an error of ours, so far.
-    pub fn errors(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.errors)
+    pub fn errors(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let complaints = Arc::clone(&self.complaints);
+        move || complaints.count()
     }
 
     /// Whether the tree is still served: false once somebody has unmounted it.

@@ -5,6 +5,7 @@
 //! other; threads come when there is work and go when there is none.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ struct State {
     ready: VecDeque<(u64, Job)>,
     lanes: HashMap<u64, Lane>,
     idle: usize,
+    threads: usize,
 }
 
 /// The threads. Dropping the handle lets them end when their work is done.
@@ -68,17 +70,34 @@ impl Workers {
             .stack_size(STACK)
             .spawn(move || workers.serve());
         if let Err(error) = spawned {
-            // The threads that there are will come to it.
             tracing::warn!(%error, "no further worker thread could be started");
+            self.give_up_if_alone();
         }
+    }
+
+    /// Without any thread nobody would ever come to what is ready: it is dropped,
+    /// which answers it with an error.
+    fn give_up_if_alone(&self) {
+        let mut state = self.state.lock();
+        if state.threads > 0 {
+            return;
+        }
+        let dropped = std::mem::take(&mut state.ready);
+        for (lane, _) in &dropped {
+            Self::finished(&mut state, *lane);
+        }
+        drop(state);
+        drop(dropped);
     }
 
     fn serve(&self) {
         let mut state = self.state.lock();
+        state.threads = state.threads.saturating_add(1);
         loop {
             if let Some((lane, job)) = state.ready.pop_front() {
                 drop(state);
-                job();
+                // A panic would cost the lane one of its places for ever.
+                let _ = catch_unwind(AssertUnwindSafe(job));
                 state = self.state.lock();
                 Self::finished(&mut state, lane);
                 continue;
@@ -87,6 +106,7 @@ impl Workers {
             let waited = self.work.wait_for(&mut state, LINGER);
             state.idle = state.idle.saturating_sub(1);
             if waited.timed_out() && state.ready.is_empty() {
+                state.threads = state.threads.saturating_sub(1);
                 return;
             }
         }

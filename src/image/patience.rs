@@ -61,7 +61,9 @@ impl Drop for Mood {
 /// have taken [`Error::WouldWait`] for an answer.
 pub fn without_waiting<T>(work: impl FnOnce() -> T) -> Option<T> {
     GAVE_UP.set(false);
-    let mood = Mood::set(Patience::None { since: Instant::now() });
+    let mood = Mood::set(Patience::None {
+        since: Instant::now(),
+    });
     let answer = work();
     drop(mood);
     (!GAVE_UP.get()).then_some(answer)
@@ -128,7 +130,10 @@ mod tests {
         assert!(without_waiting(for_ever).is_none());
         assert!(began.elapsed() < Duration::from_secs(1));
         let limit = Duration::from_millis(50);
-        assert!(matches!(within(limit, for_ever), Err(Error::TimedOut { .. })));
+        assert!(matches!(
+            within(limit, for_ever),
+            Err(Error::TimedOut { .. })
+        ));
         assert!(began.elapsed() >= limit && began.elapsed() < Duration::from_secs(2));
     }
 

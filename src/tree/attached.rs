@@ -95,6 +95,17 @@ impl AttachedDisk {
         let id = u64::try_from(record.id)
             .map_err(|_| Error::Catalog(format!("disk id {} is negative", record.id)))?;
         let export = Export::open(&record.path, &record.format, options)?;
+        let (known, actual) = (record.size, export.size());
+        if known.is_some_and(|known| known != actual) {
+            return Err(Error::image(
+                &record.path,
+                format!(
+                    "the disk is of {actual} bytes and the catalog says {}; run `sendense catalog \
+                     scan`",
+                    known.unwrap_or(0)
+                ),
+            ));
+        }
         let disk = Arc::new(Disk::new(id, export, Arc::clone(cache)));
         let device: Arc<dyn BlockRead> = Arc::<Disk>::clone(&disk);
         let mut volumes = Vec::new();
@@ -107,7 +118,12 @@ impl AttachedDisk {
                 volume.mapping.clone(),
                 vec![Arc::clone(&device)],
             ));
-            let fs = open_file_system(&volume, &reader);
+            let fs = match open_file_system(&volume, &reader) {
+                // What lies on the disk will be the same the next time. Anything
+                // else may pass: the disk is not attached, and tried again.
+                Err(error) if !is_lasting(&error) => return Err(error),
+                fs => fs,
+            };
             let span = inode::span(volume.mapping.size());
             volumes.push(AttachedVolume {
                 volume,
@@ -220,6 +236,13 @@ impl AttachedDisk {
         } = &self.record;
         format!("{vm_name}/{backup_id}/disk{disk_index}")
     }
+}
+
+fn is_lasting(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Corrupt { .. } | Error::Unsupported { .. } | Error::Invalid(_)
+    )
 }
 
 fn open_file_system(volume: &Volume, reader: &Arc<VolumeReader>) -> Result<Box<dyn FileSystem>> {

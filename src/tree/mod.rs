@@ -17,89 +17,33 @@
 //! side a node is on.
 
 pub mod attached;
+mod data;
 mod inode;
+mod listing;
+mod node;
 pub mod read;
+mod roots;
 mod xattr;
 
-use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
-use bytes::BytesMut;
-use lru::LruCache;
-use parking_lot::Mutex;
 
 pub use attached::AttachedDisk;
 use attached::AttachedVolume;
+pub use data::Seek;
 use inode::Inode;
+use listing::{LATEST, LATEST_POSITION, list_disks, list_files, list_folders, list_volumes};
+pub use node::{Detail, Entry, Node, Space};
+use node::{
+    directory, disk_id, file_node, file_system, folder_node, latest_node, node_in, root_of,
+};
 pub use read::ReadPlan;
+use roots::{DiskRoot, DiskRoots};
 
 use crate::catalog::{Catalog, DiskRecord, Folder};
 use crate::error::{Error, Result};
-use crate::filesystem::{Attr, Extent, FileSystem, FileType, Time};
-use crate::image::{BlockRead, Completion};
-
-/// Attributes of a node of the tree; `attr.ino` is the tree's inode number.
-#[derive(Debug, Clone)]
-pub struct Node {
-    /// What `stat` shows.
-    pub attr: Attr,
-    /// Whether its attributes can never change: they may be cached for ever.
-    /// Folders above the disks follow the catalog and are not stable.
-    pub stable: bool,
-    /// Whether its name comes from the catalog, and may be gone the next time;
-    /// names inside a disk are there for ever.
-    pub named_by_catalog: bool,
-}
-
-/// What a listing tells of each entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Detail {
-    /// Name, number and type.
-    Names,
-    /// The node as well.
-    Nodes,
-}
-
-/// One entry of a folder of the tree.
-#[derive(Debug, Clone)]
-pub struct Entry<'a> {
-    /// The tree's inode number.
-    pub ino: u64,
-    /// Raw bytes; never `.` or `..`.
-    pub name: &'a [u8],
-    /// Type of the node.
-    pub kind: FileType,
-    /// Position to go on from.
-    pub next: u64,
-    /// The node, where it was asked for and can be read.
-    pub node: Option<Node>,
-}
-
-/// What to look for in a sparse file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seek {
-    /// The next byte that is data.
-    Data,
-    /// The next byte that lies in a hole (the end of the file is one).
-    Hole,
-}
-
-/// Size of what a node lies on, as `statfs` shows it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Space {
-    /// Bytes per unit.
-    pub block_size: u32,
-    /// Units in all.
-    pub blocks: u64,
-    /// Units free.
-    pub blocks_free: u64,
-    /// Inodes in all.
-    pub files: u64,
-    /// Inodes free.
-    pub files_free: u64,
-}
+use crate::filesystem::{Attr, FileType};
+use crate::image::BlockRead;
 
 /// Gives out attached disks. The tree asks for a disk at every operation and
 /// holds it for no longer than that.
@@ -107,7 +51,7 @@ pub trait Attachments: Send + Sync {
     /// The disk, attached now if it was not.
     ///
     /// # Errors
-    /// `NotFound` if the catalog has no such disk, or why it cannot be attached.
+    /// `Gone` if the catalog has no such disk any more, or why it cannot be attached.
     /// Before it waits it asks [`crate::image::patience::may_wait`].
     fn get(&self, disk: u64) -> Result<Arc<AttachedDisk>>;
 
@@ -118,21 +62,11 @@ pub trait Attachments: Send + Sync {
     fn last_error(&self, disk: u64) -> Option<Error>;
 }
 
-/// Name of the symbolic link to a VM's newest backup.
-const LATEST: &[u8] = b"latest";
-/// Position of `latest` in a listing: after all folders, whose positions are
-/// their ids.
-const LATEST_POSITION: u64 = 1 << 62;
-/// Root folders of single-volume disks whose attributes are remembered.
-const KNOWN_ROOTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(65_535);
-
 /// The tree.
 pub struct Tree {
     catalog: Arc<Catalog>,
     attachments: Arc<dyn Attachments>,
-    /// What the folders `disk<N>` of disks that were attached once look like, so
-    /// that they look the same after the disk was released.
-    roots: Mutex<LruCache<u64, Attr>>,
+    roots: DiskRoots,
 }
 
 impl Tree {
@@ -144,7 +78,7 @@ impl Tree {
         Self {
             catalog,
             attachments,
-            roots: Mutex::new(LruCache::new(KNOWN_ROOTS)),
+            roots: DiskRoots::new(),
         }
     }
 
@@ -269,12 +203,8 @@ impl Tree {
                 latest_node(&self.folder(id)?.0)
             }
             Inode::Disk(id) => {
-                if let Some(attr) = self.known_root(id) {
-                    return Ok(Node {
-                        attr,
-                        stable: true,
-                        named_by_catalog: true,
-                    });
+                if let Some(root) = self.known_root(id)? {
+                    return Ok(root_node(&root));
                 }
                 wait()?;
                 self.disk_node(&self.record(id)?.0)
@@ -342,7 +272,9 @@ impl Tree {
             Inode::Folder(id) => {
                 wait()?;
                 if self.folder(id)?.1.is_some() {
-                    return self.list_disks(&self.catalog.disks(id)?, position, each);
+                    let nodes =
+                        |record: &DiskRecord| Ok((self.disk_node(record)?, self.raw_node(record)?));
+                    return list_disks(&self.catalog.disks(id)?, nodes, position, each);
                 }
                 if list_folders(self.catalog.backup_folders(id)?, position, each)?.is_break()
                     || position >= LATEST_POSITION
@@ -375,33 +307,6 @@ impl Tree {
         }
     }
 
-    /// For each disk its folder and its raw file.
-    fn list_disks(
-        &self,
-        disks: &[DiskRecord],
-        position: u64,
-        each: &mut dyn FnMut(Entry<'_>) -> ControlFlow<()>,
-    ) -> Result<()> {
-        for record in disks {
-            let entries = [
-                (
-                    self.disk_node(record)?,
-                    format!("disk{}", record.disk_index),
-                ),
-                (
-                    self.raw_node(record)?,
-                    format!("disk{}.raw", record.disk_index),
-                ),
-            ];
-            for (next, (node, name)) in (disk_id(record)?.saturating_mul(2)..).zip(entries) {
-                if next > position && each(Entry::of(node, name.as_bytes(), next)).is_break() {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The target of a symbolic link.
     ///
     /// # Errors
@@ -420,244 +325,6 @@ impl Tree {
             _ => Err(Error::Invalid(format!(
                 "inode {ino} is not a symbolic link"
             ))),
-        }
-    }
-
-    /// Names of a node's extended attributes.
-    ///
-    /// # Errors
-    /// What keeps the disk from being read.
-    pub fn xattr_names(&self, ino: u64) -> Result<Vec<Vec<u8>>> {
-        match Inode::parse(ino)? {
-            Inode::Disk(id) => self.disk_xattr_names(id),
-            Inode::File { disk, local } => {
-                let disk = self.attached(disk)?;
-                let (volume, ino) = disk.locate(local)?;
-                let mut names = Vec::new();
-                if local == volume.root() {
-                    names.extend(xattr::of_volume(volume).into_iter().map(|(name, _)| name));
-                }
-                if let Ok(fs) = &volume.fs {
-                    names.extend(fs.xattr_names(ino)?);
-                }
-                Ok(names)
-            }
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    /// Value of one extended attribute; `None` if the node has none of that name.
-    ///
-    /// # Errors
-    /// What keeps the disk from being read.
-    pub fn xattr(&self, ino: u64, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        match Inode::parse(ino)? {
-            Inode::Disk(id) => self.disk_xattr(id, name),
-            Inode::File { disk, local } => {
-                let disk = self.attached(disk)?;
-                let (volume, ino) = disk.locate(local)?;
-                if local == volume.root() && xattr::is_ours(name) {
-                    return Ok(xattr::find(xattr::of_volume(volume), name));
-                }
-                match &volume.fs {
-                    Ok(fs) => fs.xattr(ino, name),
-                    Err(_) => Ok(None),
-                }
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// Whether the volume that a node lies on uses extended attributes called
-    /// `name` at all. `false` lets a program like `ls` stop asking, where it
-    /// would otherwise ask for each file.
-    ///
-    /// Only SELinux labels are looked into: a guest that labels its files labels
-    /// its root folder.
-    ///
-    /// # Errors
-    /// What keeps the disk from being read.
-    pub fn uses_xattr(&self, ino: u64, name: &[u8]) -> Result<bool> {
-        if name != b"security.selinux" {
-            return Ok(true);
-        }
-        match Inode::parse(ino)? {
-            Inode::File { disk, local } => {
-                let disk = self.attached(disk)?;
-                let (volume, _) = disk.locate(local)?;
-                match &volume.fs {
-                    Ok(fs) => Ok(fs.xattr(fs.root(), name)?.is_some()),
-                    Err(_) => Ok(false),
-                }
-            }
-            _ => Ok(true),
-        }
-    }
-
-    // `ls -l` asks for the attributes of every folder `disk<N>` that it lists;
-    // that must not attach it. So they show what is known without.
-    fn disk_xattr_names(&self, id: u64) -> Result<Vec<Vec<u8>>> {
-        let Some(disk) = self.attachments.peek(id) else {
-            let error = self.attachments.last_error(id);
-            return Ok(error.iter().map(|_| xattr::ERROR.to_vec()).collect());
-        };
-        let Some(volume) = disk.single() else {
-            return Ok(Vec::new());
-        };
-        let ours = xattr::of_volume(volume).into_iter().map(|(name, _)| name);
-        match &volume.fs {
-            Ok(fs) => Ok(ours.chain(fs.xattr_names(fs.root())?).collect()),
-            Err(_) => Ok(ours.collect()),
-        }
-    }
-
-    fn disk_xattr(&self, id: u64, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        let Some(disk) = self.attachments.peek(id) else {
-            let error = self
-                .attachments
-                .last_error(id)
-                .filter(|_| name == xattr::ERROR);
-            return Ok(error.map(|error| error.to_string().into_bytes()));
-        };
-        match disk.single() {
-            Some(volume) if xattr::is_ours(name) => Ok(xattr::find(xattr::of_volume(volume), name)),
-            Some(AttachedVolume { fs: Ok(fs), .. }) => fs.xattr(fs.root(), name),
-            _ => Ok(None),
-        }
-    }
-
-    /// Prepares the reading of up to `len` bytes of a file from `offset`.
-    ///
-    /// # Errors
-    /// `IsADirectory`, or what keeps the file from being read.
-    pub fn plan_read(&self, ino: u64, offset: u64, len: u64) -> Result<ReadPlan> {
-        match Inode::parse(ino)? {
-            Inode::Raw(id) => {
-                let disk = self.attached(id)?;
-                let len = disk.disk.size().saturating_sub(offset).min(len);
-                count_read(&disk, len);
-                if len == 0 {
-                    return Ok(ReadPlan::ready(BytesMut::new()));
-                }
-                Ok(ReadPlan::raw(disk, offset, len))
-            }
-            Inode::File { disk, local } => {
-                let disk = self.attached(disk)?;
-                let plan = ReadPlan::file(&disk, local, offset, len)?;
-                count_read(&disk, len);
-                Ok(plan)
-            }
-            _ => Err(Error::IsADirectory {
-                what: format!("inode {ino}"),
-            }),
-        }
-    }
-
-    /// Reads up to `len` bytes of a file from `offset` and calls `done` once with
-    /// what there is (short only at the end of the file), or with the error.
-    pub fn read(&self, ino: u64, offset: u64, len: usize, done: Completion) {
-        match self.plan_read(ino, offset, len as u64) {
-            Ok(plan) => plan.carry_out(done),
-            Err(error) => done(Err(error)),
-        }
-    }
-
-    /// Reads and waits; returns the number of bytes, short only at the end of
-    /// the file.
-    ///
-    /// # Errors
-    /// As [`Tree::plan_read`].
-    pub fn read_at(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        let done = Box::new(move |outcome| drop(sender.send(outcome)));
-        self.read(ino, offset, buf.len(), done);
-        let bytes = receiver
-            .recv()
-            .map_err(|_| Error::Invalid(format!("the read of inode {ino} was given up")))??;
-        let n = bytes.len().min(buf.len());
-        if let (Some(target), Some(source)) = (buf.get_mut(..n), bytes.get(..n)) {
-            target.copy_from_slice(source);
-        }
-        read::recycle(bytes);
-        Ok(n)
-    }
-
-    /// The next data or hole of a file at or after `offset`; `None` if there is
-    /// none before the end of the file.
-    ///
-    /// # Errors
-    /// As [`Tree::plan_read`].
-    pub fn seek(&self, ino: u64, offset: u64, what: Seek) -> Result<Option<u64>> {
-        const WINDOW: u64 = 1 << 30;
-        let node = self.node(ino)?;
-        let size = node.attr.size;
-        let mut at = offset;
-        while at < size {
-            let window = size.saturating_sub(at).min(WINDOW);
-            let stretches: Vec<(u64, bool)> = match Inode::parse(ino)? {
-                Inode::Raw(id) => {
-                    wait()?;
-                    let disk = self.attached(id)?;
-                    let status = disk.disk.block_status(at, window)?;
-                    status
-                        .into_iter()
-                        .map(|stretch| (stretch.len, stretch.hole))
-                        .collect()
-                }
-                Inode::File { disk, local } => {
-                    let disk = self.attached(disk)?;
-                    let (fs, _, ino) = disk.file(local)?;
-                    let mut extents = Vec::new();
-                    fs.extents(ino, at, window, &mut extents)?;
-                    extents.iter().map(stretch).collect()
-                }
-                _ => {
-                    return Err(Error::IsADirectory {
-                        what: format!("inode {ino}"),
-                    });
-                }
-            };
-            let before = at;
-            for (len, hole) in stretches {
-                if hole == (what == Seek::Hole) {
-                    return Ok(Some(at));
-                }
-                at = at.saturating_add(len);
-            }
-            if at <= before {
-                break;
-            }
-        }
-        Ok((what == Seek::Hole && offset < size).then_some(size))
-    }
-
-    /// Size of what a node lies on. Attaches nothing.
-    pub fn space(&self, ino: u64) -> Space {
-        let disk = Self::disk_of(ino).and_then(|id| self.attachments.peek(id));
-        let volume = disk.as_ref().and_then(|disk| match Inode::parse(ino) {
-            Ok(Inode::File { local, .. }) => disk.locate(local).ok().map(|(volume, _)| volume),
-            _ => disk.single(),
-        });
-        match (volume.map(|volume| &volume.fs), &disk) {
-            (Some(Ok(fs)), _) => {
-                let description = fs.description();
-                Space {
-                    block_size: description.block_size,
-                    blocks: description.blocks,
-                    blocks_free: description.blocks_free,
-                    files: description.files,
-                    files_free: description.files_free,
-                }
-            }
-            (_, Some(disk)) => Space {
-                block_size: 4096,
-                blocks: disk.disk.size() / 4096,
-                ..Space::default()
-            },
-            (_, None) => Space {
-                block_size: 4096,
-                ..Space::default()
-            },
         }
     }
 
@@ -699,7 +366,9 @@ impl Tree {
     }
 
     fn record(&self, id: u64) -> Result<(DiskRecord, i64)> {
-        let missing = || Error::not_found(format!("disk {id}"));
+        let missing = || Error::Gone {
+            what: format!("disk {id}"),
+        };
         let row = i64::try_from(id).map_err(|_| missing())?;
         self.catalog.disk(row)?.ok_or_else(missing)
     }
@@ -708,12 +377,8 @@ impl Tree {
     /// what the catalog tells.
     fn disk_node(&self, record: &DiskRecord) -> Result<Node> {
         let id = disk_id(record)?;
-        if let Some(attr) = self.known_root(id) {
-            return Ok(Node {
-                attr,
-                stable: true,
-                named_by_catalog: true,
-            });
+        if let Some(root) = self.known_root(id)? {
+            return Ok(root_node(&root));
         }
         let ino = Inode::Disk(id).number()?;
         Ok(Node {
@@ -723,44 +388,23 @@ impl Tree {
         })
     }
 
-    fn known_root(&self, id: u64) -> Option<Attr> {
-        let Some(disk) = self.attachments.peek(id) else {
-            return self.roots.lock().get(&id).cloned();
-        };
-        let ino = Inode::Disk(id).number().ok()?;
-        let attr = match disk.single() {
-            Some(AttachedVolume { fs: Ok(fs), .. }) => Attr {
-                ino,
-                ..fs.attr(fs.root()).ok()?
-            },
-            _ => {
-                let nlink = u32::try_from(disk.volumes.len()).unwrap_or(u32::MAX);
-                directory(ino, disk.record().time, nlink.saturating_add(2))
-            }
-        };
-        self.roots.lock().put(id, attr.clone());
-        Some(attr)
+    fn known_root(&self, id: u64) -> Result<Option<Arc<DiskRoot>>> {
+        self.roots.get(id, || self.attachments.peek(id))
     }
 
+    /// The file `disk<N>.raw`. The image itself is not looked at: a repository
+    /// that hangs must not hold up a listing.
     fn raw_node(&self, record: &DiskRecord) -> Result<Node> {
         let id = disk_id(record)?;
         let ino = Inode::Raw(id).number()?;
-        let size = record
-            .size
-            .or_else(|| self.attachments.peek(id).map(|disk| disk.disk.size()));
-        let allocated = std::fs::metadata(&record.path)
-            .map_or(0, |meta| std::os::unix::fs::MetadataExt::blocks(&meta));
-        let time = Time {
-            seconds: record.time,
-            nanoseconds: 0,
-        };
+        let attached = || self.attachments.peek(id).map(|disk| disk.disk.size());
+        let size = record.size.or_else(attached);
         let attr = Attr {
             kind: FileType::Regular,
             mode: 0o444,
             size: size.unwrap_or(0),
-            blocks: allocated,
             nlink: 1,
-            ..directory(ino, time.seconds, 1)
+            ..directory(ino, record.time, 1)
         };
         Ok(Node {
             attr,
@@ -775,9 +419,12 @@ fn wait() -> Result<()> {
     crate::image::patience::may_wait()
 }
 
-fn disk_id(record: &DiskRecord) -> Result<u64> {
-    u64::try_from(record.id)
-        .map_err(|_| Error::Catalog(format!("disk id {} is negative", record.id)))
+fn root_node(root: &DiskRoot) -> Node {
+    Node {
+        attr: root.attr.clone(),
+        stable: true,
+        named_by_catalog: true,
+    }
 }
 
 /// `disk<N>` or `disk<N>.raw`, written as the tree writes it.
@@ -788,205 +435,4 @@ fn disk_name(name: &str) -> Option<(u32, bool)> {
     };
     let index: u32 = digits.parse().ok()?;
     (index.to_string() == digits).then_some((index, raw))
-}
-
-fn directory(ino: u64, time: i64, nlink: u32) -> Attr {
-    let time = Time {
-        seconds: time,
-        nanoseconds: 0,
-    };
-    Attr {
-        ino,
-        kind: FileType::Directory,
-        mode: 0o555,
-        size: 4096,
-        blocks: 0,
-        nlink,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        btime: None,
-        may_have_xattrs: false,
-    }
-}
-
-fn folder_node(folder: &Folder) -> Result<Node> {
-    let ino = Inode::Folder(folder.id).number()?;
-    Ok(Node {
-        attr: directory(ino, folder.time, 2),
-        stable: false,
-        named_by_catalog: true,
-    })
-}
-
-fn latest_node(backup: &Folder) -> Result<Node> {
-    let ino = Inode::Latest(backup.id).number()?;
-    let attr = Attr {
-        kind: FileType::Symlink,
-        mode: 0o777,
-        size: backup.name.len() as u64,
-        ..directory(ino, backup.time, 1)
-    };
-    Ok(Node {
-        attr,
-        stable: false,
-        named_by_catalog: true,
-    })
-}
-
-/// A node inside a disk, by its place within it.
-fn file_node(disk: &AttachedDisk, local: u64) -> Result<Node> {
-    let (volume, ino) = disk.locate(local)?;
-    if let (Err(_), true) = (&volume.fs, local == volume.base) {
-        let ino = Inode::File {
-            disk: disk.id,
-            local,
-        }
-        .number()?;
-        let attr = Attr {
-            may_have_xattrs: true,
-            ..directory(ino, disk.record().time, 2)
-        };
-        return Ok(Node {
-            attr,
-            stable: true,
-            named_by_catalog: false,
-        });
-    }
-    let (fs, volume, _) = disk.file(local)?;
-    node_in(disk, volume, fs, ino)
-}
-
-fn node_in(
-    disk: &AttachedDisk,
-    volume: &AttachedVolume,
-    fs: &dyn FileSystem,
-    ino: u64,
-) -> Result<Node> {
-    let attr = fs.attr(ino)?;
-    let number = disk.number(volume, ino)?;
-    let root = ino == fs.root();
-    Ok(Node {
-        attr: Attr {
-            ino: number,
-            may_have_xattrs: attr.may_have_xattrs || root,
-            ..attr
-        },
-        stable: true,
-        named_by_catalog: false,
-    })
-}
-
-fn file_system(volume: &AttachedVolume) -> Result<&dyn FileSystem> {
-    match &volume.fs {
-        Ok(fs) => Ok(fs.as_ref()),
-        Err(error) => Err(error.clone()),
-    }
-}
-
-fn root_of(volume: &AttachedVolume) -> Result<u64> {
-    Ok(file_system(volume)?.root())
-}
-
-fn count_read(disk: &AttachedDisk, len: u64) {
-    disk.usage().reads.fetch_add(1, Ordering::Relaxed);
-    disk.usage().bytes.fetch_add(len, Ordering::Relaxed);
-}
-
-fn stretch(extent: &Extent) -> (u64, bool) {
-    match extent {
-        Extent::Hole { len } => (*len, true),
-        Extent::Volume { len, .. } | Extent::Decode { len } => (*len, false),
-        Extent::Bytes(bytes) => (bytes.len() as u64, false),
-    }
-}
-
-impl<'a> Entry<'a> {
-    fn of(node: Node, name: &'a [u8], next: u64) -> Self {
-        Self {
-            ino: node.attr.ino,
-            name,
-            kind: node.attr.kind,
-            next,
-            node: Some(node),
-        }
-    }
-}
-
-/// Folders in the order of their ids, which are their positions: a listing that
-/// goes on after the catalog has changed neither repeats nor skips any.
-fn list_folders(
-    mut folders: Vec<Folder>,
-    position: u64,
-    each: &mut dyn FnMut(Entry<'_>) -> ControlFlow<()>,
-) -> Result<ControlFlow<()>> {
-    folders.sort_by_key(|folder| folder.id);
-    for folder in folders {
-        let next = u64::try_from(folder.id).unwrap_or(0);
-        if next <= position {
-            continue;
-        }
-        let node = folder_node(&folder)?;
-        if each(Entry::of(node, folder.name.as_bytes(), next)).is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-    }
-    Ok(ControlFlow::Continue(()))
-}
-
-fn list_volumes(
-    disk: &AttachedDisk,
-    position: u64,
-    each: &mut dyn FnMut(Entry<'_>) -> ControlFlow<()>,
-) -> Result<()> {
-    for (volume, next) in disk.volumes.iter().zip(1..) {
-        if next <= position {
-            continue;
-        }
-        let node = file_node(disk, volume.root())?;
-        let name = volume.volume.name.as_bytes();
-        if each(Entry::of(node, name, next)).is_break() {
-            break;
-        }
-    }
-    Ok(())
-}
-
-fn list_files(
-    disk: &AttachedDisk,
-    volume: &AttachedVolume,
-    dir: u64,
-    position: u64,
-    detail: Detail,
-    each: &mut dyn FnMut(Entry<'_>) -> ControlFlow<()>,
-) -> Result<()> {
-    let fs = file_system(volume)?;
-    let mut waits = false;
-    fs.read_dir(dir, position, &mut |entry| {
-        let node = match (detail, entry.kind) {
-            (Detail::Names, Some(_)) => None,
-            _ => match node_in(disk, volume, fs, entry.ino) {
-                Ok(node) => Some(node),
-                Err(Error::WouldWait) => {
-                    waits = true;
-                    return ControlFlow::Break(());
-                }
-                // One damaged inode does not hide its neighbours: it is listed,
-                // and gives its error on use.
-                Err(_) => None,
-            },
-        };
-        let kind = node.as_ref().map(|node| node.attr.kind).or(entry.kind);
-        each(Entry {
-            ino: disk.number(volume, entry.ino).unwrap_or(u64::MAX),
-            name: entry.name,
-            kind: kind.unwrap_or(FileType::Regular),
-            next: entry.next,
-            node,
-        })
-    })?;
-    if waits { Err(Error::WouldWait) } else { Ok(()) }
 }

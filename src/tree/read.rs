@@ -111,9 +111,22 @@ impl ReadPlan {
         let (fs, volume, ino) = disk.file(local)?;
         let reader = volume.reader.as_ref();
         let mut extents = Vec::new();
-        fs.extents(ino, offset, len.min(MAX_READ), &mut extents)?;
-        let asked: u64 = extents.iter().map(extent_len).sum();
-        if asked <= SMALL_FILE && fs.attr(ino)?.size <= SMALL_FILE {
+        let len = len.min(MAX_READ);
+        fs.extents(ino, offset, len, &mut extents)?;
+        let found = extents.iter().map(extent_len).fold(0, u64::saturating_add);
+        let size = if found < len || found <= SMALL_FILE {
+            Some(fs.attr(ino)?.size)
+        } else {
+            None
+        };
+        // The kernel takes a short answer for the end of the file, and keeps it.
+        if size.is_some_and(|size| found < len && offset.saturating_add(found) < size) {
+            return Err(Error::corrupt(
+                format!("inode {ino} of {}", volume.volume.name),
+                format!("its map ends at byte {}", offset.saturating_add(found)),
+            ));
+        }
+        if size.is_some_and(|size| size <= SMALL_FILE) {
             let neighbour = match extents.first() {
                 Some(Extent::Volume { offset, len }) => disk.follows(*offset, *len),
                 _ => true,
@@ -140,8 +153,7 @@ impl ReadPlan {
                 Extent::Bytes(bytes) => pieces.push(Piece::Bytes(bytes)),
                 Extent::Decode { len } => {
                     let mut buf = vec![0; len_of(len)];
-                    let n = fs.read(ino, at, &mut buf)?;
-                    buf.truncate(n);
+                    decode(fs, ino, at, &mut buf)?;
                     pieces.push(Piece::Bytes(buf.into()));
                 }
             }
@@ -192,14 +204,25 @@ fn cached(
             Extent::Volume { offset, .. } => reader.read_at(*offset, target)?,
             Extent::Hole { .. } => {}
             Extent::Bytes(bytes) => target.copy_from_slice(bytes),
-            Extent::Decode { .. } => {
-                fs.read(ino, at, target)?;
-            }
+            Extent::Decode { .. } => decode(fs, ino, at, target)?,
         }
         rest = remaining;
         at = at.saturating_add(len);
     }
     Ok(ReadPlan::ready(buf))
+}
+
+/// Fills `buf` from what only the reader can produce. Less than it has promised
+/// is an error: the rest would be taken for zeros.
+fn decode(fs: &dyn FileSystem, ino: u64, offset: u64, buf: &mut [u8]) -> Result<()> {
+    let n = fs.read(ino, offset, buf)?;
+    if n < buf.len() {
+        return Err(Error::corrupt(
+            format!("inode {ino}"),
+            format!("it ends {} bytes too early", buf.len().saturating_sub(n)),
+        ));
+    }
+    Ok(())
 }
 
 /// The pieces of one read that are under way.
@@ -292,7 +315,7 @@ fn gather(disk: &Arc<Disk>, pieces: Vec<Piece>, done: Completion) {
     gathering.arrived(usize::MAX, Ok(BytesMut::new()));
 }
 
-fn extent_len(extent: &Extent) -> u64 {
+pub(crate) fn extent_len(extent: &Extent) -> u64 {
     match extent {
         Extent::Volume { len, .. } | Extent::Hole { len } | Extent::Decode { len } => *len,
         Extent::Bytes(bytes) => bytes.len() as u64,

@@ -1,0 +1,98 @@
+//! Errors for the log: what a user sees as a bare number is a sentence there.
+//!
+//! A program that reads a damaged file in a loop must not fill the journal, so
+//! only so many are written in a second; all are counted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use sendense::{Error, Result};
+
+/// Errors written in one second.
+const A_SECOND: u32 = 20;
+
+pub(crate) struct Complaints {
+    count: AtomicU64,
+    recent: Mutex<Recent>,
+}
+
+struct Recent {
+    since: Instant,
+    written: u32,
+    left_out: u64,
+}
+
+impl Complaints {
+    pub(crate) fn new() -> Self {
+        Self {
+            count: AtomicU64::new(0),
+            recent: Mutex::new(Recent {
+                since: Instant::now(),
+                written: 0,
+                left_out: 0,
+            }),
+        }
+    }
+
+    /// How many there were.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn look_at<T>(&self, operation: &'static str, ino: u64, result: &Result<T>) {
+        if let Err(error) = result {
+            self.tell(operation, ino, error);
+        }
+    }
+
+    pub(crate) fn tell(&self, operation: &'static str, ino: u64, error: &Error) {
+        match error {
+            Error::WouldWait => {}
+            // Answers, not failures.
+            Error::NotFound { .. } | Error::NotADirectory { .. } | Error::IsADirectory { .. } => {
+                tracing::debug!(operation, ino, %error);
+            }
+            _ => {
+                self.count.fetch_add(1, Ordering::Relaxed);
+                if let Some(left_out) = self.admit() {
+                    if left_out > 0 {
+                        tracing::warn!(left_out, "more errors than are written here");
+                    }
+                    tracing::warn!(operation, ino, %error);
+                }
+            }
+        }
+    }
+
+    /// How many were left out before, if this one is to be written.
+    fn admit(&self) -> Option<u64> {
+        let mut recent = self.recent.lock();
+        if recent.since.elapsed().as_secs() >= 1 {
+            recent.since = Instant::now();
+            recent.written = 0;
+        }
+        if recent.written >= A_SECOND {
+            recent.left_out = recent.left_out.saturating_add(1);
+            return None;
+        }
+        recent.written = recent.written.saturating_add(1);
+        Some(std::mem::take(&mut recent.left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_counted_and_not_written() {
+        let complaints = Complaints::new();
+        let written = (0..1000).filter(|_| complaints.admit().is_some()).count();
+        assert_eq!(written, A_SECOND as usize);
+        assert_eq!(
+            complaints.recent.lock().left_out,
+            1000 - u64::from(A_SECOND)
+        );
+    }
+}
