@@ -3,7 +3,7 @@
 
 use super::Catalog;
 use super::found;
-use super::walk::Identity;
+use super::identity::ImageIdentity;
 use super::{layout, relations, repository};
 use crate::error::{Error, Result};
 use rusqlite::{Connection, OptionalExtension};
@@ -76,10 +76,8 @@ impl Catalog {
             }
             Ok(_) => {}
         }
-        let identity = Identity::of(&metadata);
-        let time = new
-            .time
-            .unwrap_or(identity.mtime_ns.div_euclid(1_000_000_000));
+        let identity = ImageIdentity::of(&metadata);
+        let time = new.time.unwrap_or(identity.mtime_seconds);
         self.write(|connection| {
             let home = repository::record(connection, &home, None)?;
             let backup = backup_for(connection, new, home, time)?;

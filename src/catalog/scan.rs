@@ -9,9 +9,10 @@ use super::found::{
     Examined, State, context, describe, examine, free_backup_id, gigabytes, insert, insert_backup,
     runs, settle_backup,
 };
+use super::identity::{self, ImageIdentity};
 use super::relations;
 use super::repository::{self, RepositoryKind};
-use super::walk::{Found, Identity, Sighting, Walk, look};
+use super::walk::{Found, Sighting, Walk, look};
 use crate::error::Result;
 use jiff::tz::TimeZone;
 use rusqlite::Connection;
@@ -211,20 +212,12 @@ fn rows_below(connection: &Connection, root: &str) -> Result<BTreeMap<String, Ve
     let mut found: BTreeMap<String, Vec<Row>> = BTreeMap::new();
     let mut rows = statement.query([root])?;
     while let Some(row) = rows.next()? {
-        let identity = match (row.get(9)?, row.get(10)?, row.get(11)?) {
-            (Some(inode), Some(size), Some(mtime_ns)) => Some(Identity {
-                inode,
-                size,
-                mtime_ns,
-            }),
-            _ => None,
-        };
         let state = State {
             status: row.get(5)?,
             error: row.get(6)?,
             virtual_size: row.get(7)?,
             backing: row.get(8)?,
-            identity,
+            identity: identity::from_columns(row, 9)?,
         };
         found.entry(row.get(12)?).or_default().push(Row {
             id: row.get(0)?,
@@ -242,7 +235,7 @@ fn live(rows: &[Row]) -> Option<&Row> {
     rows.iter().find(|row| row.state.status != "missing")
 }
 
-fn step(rows: &[Row], identity: Identity) -> Step<'_> {
+fn step(rows: &[Row], identity: ImageIdentity) -> Step<'_> {
     let known = |row: &&Row| row.state.identity == Some(identity);
     match live(rows) {
         Some(row) if known(&row) && row.state.status == "completed" => Step::Nothing,
@@ -467,9 +460,9 @@ impl Scan<'_> {
                 &state.error,
                 state.virtual_size,
                 &state.backing,
-                identity.map(|i| i.inode),
-                identity.map(|i| i.size),
-                identity.map(|i| i.mtime_ns),
+                identity.map(|i| i.inode_column()),
+                identity.map(|i| i.size_column()),
+                identity.map(|i| i.mtime_column()),
                 state.virtual_size.map(gigabytes),
             ))?;
         self.touched.insert(row.job.clone());
