@@ -398,9 +398,15 @@ impl Import<'_> {
     }
 
     fn disk(&self, disk: &ImportedDisk<'_>) -> Result<()> {
-        let id = match self.row_of(disk)? {
-            Some(id) => id,
-            None => {
+        let format = disk.at.field("format").map(|at| {
+            // As `add`: what is not known cannot be read either.
+            at.word(super::record::FORMATS)
+        });
+        let format = format.transpose()?;
+        let id = match (self.row_of(disk)?, &format) {
+            (Some(id), Some(format)) => self.row_with_format(id, format)?,
+            (Some(id), None) => id,
+            (None, _) => {
                 self.connection
                     .prepare_cached(
                         "INSERT INTO backup_disks (backup_job_id, disk_index, qcow2_path, status)
@@ -415,10 +421,6 @@ impl Import<'_> {
         let size_gb = at
             .number_field("size_gb", MAX_GB)?
             .or(virtual_size.map(super::found::gigabytes));
-        let format = at.field("format").map(|at| {
-            // As `add`: what is not known cannot be read either.
-            at.word(super::record::FORMATS)
-        });
         self.connection
             .prepare_cached(
                 "UPDATE backup_disks SET
@@ -439,7 +441,7 @@ impl Import<'_> {
                 id,
                 at.required("status")?.word(DISK_STATES)?,
                 &disk.path,
-                format.transpose()?,
+                format,
                 size_gb,
                 virtual_size,
                 at.whole_field("vmware_disk_key")?,
@@ -450,6 +452,34 @@ impl Import<'_> {
                 at.text_field("error_message")?,
             ))?;
         Ok(())
+    }
+
+    /// This row if its format is the given one. Otherwise another one, and it is
+    /// gone for good: the same file in another format is another disk.
+    fn row_with_format(&self, id: i64, format: &str) -> Result<i64> {
+        let known: String = self
+            .connection
+            .prepare_cached("SELECT format FROM backup_disks WHERE id = ?1")?
+            .query_row([id], |row| row.get(0))?;
+        if known == format {
+            return Ok(id);
+        }
+        // What the image said of itself, it said in the other format: the next
+        // scan asks it again.
+        self.connection
+            .prepare_cached(
+                "INSERT INTO backup_disks (backup_job_id, disk_index, vmware_disk_key, label,
+                     qcow2_path, format, disk_change_id, bytes_transferred, status)
+                 SELECT backup_job_id, disk_index, vmware_disk_key, label, qcow2_path, ?2,
+                     disk_change_id, bytes_transferred, 'missing'
+                 FROM backup_disks WHERE id = ?1",
+            )?
+            .execute((id, format))?;
+        let new = self.connection.last_insert_rowid();
+        self.connection
+            .prepare_cached("DELETE FROM backup_disks WHERE id = ?1")?
+            .execute([id])?;
+        Ok(new)
     }
 
     /// The row that the disk has already; room is made where another one is in
