@@ -31,6 +31,9 @@ enum Command {
         /// Its kind: local, nfs, cifs or immutable; found out where not said.
         #[arg(long)]
         kind: Option<RepositoryKind>,
+        /// Believe that all images are gone where not one is found.
+        #[arg(long)]
+        all_gone: bool,
         /// Name the files that are not of the layout.
         #[arg(short, long)]
         verbose: bool,
@@ -146,10 +149,12 @@ pub(crate) fn run(args: &CatalogArgs, catalog_path: &Path, repositories: &[PathB
         Command::Scan {
             repository,
             kind,
+            all_gone,
             verbose,
         } => {
             let options = ScanOptions {
                 kind: *kind,
+                all_gone: *all_gone,
                 ..ScanOptions::default()
             };
             let summary = scan(&catalog, repository, &options, *verbose)?;

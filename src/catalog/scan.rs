@@ -13,7 +13,7 @@ use super::identity::{self, ImageIdentity};
 use super::relations;
 use super::repository::{self, RepositoryKind};
 use super::walk::{Found, Sighting, Walk, look};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use jiff::tz::TimeZone;
 use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -30,6 +30,10 @@ pub struct ScanOptions {
     pub kind: Option<RepositoryKind>,
     /// The zone in which the stamps of image names are local time.
     pub time_zone: TimeZone,
+    /// Whether to believe it when not one of the images that are known is there
+    /// any more. Otherwise that is refused: most often a repository that is not
+    /// mounted.
+    pub all_gone: bool,
 }
 
 impl Default for ScanOptions {
@@ -37,6 +41,7 @@ impl Default for ScanOptions {
         Self {
             kind: None,
             time_zone: TimeZone::system(),
+            all_gone: false,
         }
     }
 }
@@ -135,8 +140,9 @@ impl Catalog {
     /// Finds the images of a repository, which is recorded by that.
     ///
     /// # Errors
-    /// The repository cannot be read; [`crate::Error::Catalog`]. What is wrong
-    /// with single images or folders is no error but an event.
+    /// The repository cannot be read; [`Error::Invalid`] where it does not seem
+    /// to be mounted; [`Error::Catalog`]. What is wrong with single images or
+    /// folders is no error but an event.
     pub fn scan(
         &self,
         repository: &Path,
@@ -145,7 +151,10 @@ impl Catalog {
     ) -> Result<ScanSummary> {
         let root = repository::canonical_directory(repository)?;
         // An unreadable repository is an error, not one whose images are gone.
-        std::fs::read_dir(&root).map_err(|e| crate::Error::io(root.clone(), e))?;
+        std::fs::read_dir(&root).map_err(|e| Error::io(root.clone(), e))?;
+        if options.kind.is_none() {
+            self.refuse_unmounted(&root)?;
+        }
         let mut walk = Walk::new(Path::new(&root), events);
         let mut found = std::mem::take(&mut walk.found);
         let unreadable = std::mem::take(&mut walk.unreadable);
@@ -164,6 +173,9 @@ impl Catalog {
         });
 
         let known = self.read(|connection| rows_below(connection, &root))?;
+        if !options.all_gone && found.is_empty() {
+            refuse_emptied(Path::new(&root), &known, &unreadable)?;
+        }
         let unsettled: Vec<(&Found, &str)> = found
             .iter()
             .filter_map(|image| {
@@ -197,6 +209,32 @@ impl Catalog {
             .run(&found, &unreadable)
         })
     }
+}
+
+/// Refuses a scan that would take out every image that is known.
+fn refuse_emptied(
+    root: &Path,
+    known: &BTreeMap<String, Vec<Row>>,
+    unreadable: &[PathBuf],
+) -> Result<()> {
+    let mut shown = 0_u64;
+    for (path, _) in known.iter().filter(|(_, rows)| live(rows).is_some()) {
+        let path = Path::new(path);
+        let gone = !unreadable.iter().any(|folder| path.starts_with(folder))
+            && matches!(look(root, path), Ok(None));
+        if !gone {
+            return Ok(());
+        }
+        shown = shown.saturating_add(1);
+    }
+    if shown == 0 {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{}: not one of the {shown} images that the catalog knows here is there, nor any other; if \
+         the repository is not mounted, mount it; if they are really gone, scan with `--all-gone`",
+        root.display()
+    )))
 }
 
 /// The rows of all images below a directory, oldest first.
