@@ -127,10 +127,7 @@ fn run(line: CommandLine) -> Result<ExitCode> {
         Command::Ls(args) => ls_command::run(&args, &Backups::open(&config)?.tree),
         Command::Cat(args) => cat_command::run(&args, &Backups::open(&config)?.tree),
         Command::Cp(args) => cp_command::run(&args, &Backups::open(&config)?.tree),
-        Command::Catalog(args) => {
-            catalog_command::run(&args, &config.catalog_path(), &config.repositories)
-                .map(|()| ExitCode::SUCCESS)
-        }
+        Command::Catalog(args) => catalog_command::run(&args, &config).map(|()| ExitCode::SUCCESS),
         Command::Config(args) => config_command::run(&args, &config),
     }
 }

@@ -47,6 +47,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     // Only the one instance may take away what an earlier one has left.
     sendense_fuse::clear_stale(&config.mountpoint)?;
     let backups = Backups::open(config)?;
+    gate::recorded_overlap(config, &backups.catalog)?;
     let mount = Mount::new(
         Arc::clone(&backups.tree),
         &MountOptions {

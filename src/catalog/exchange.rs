@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::io::{Read, Write};
+use std::path::Path;
 
 /// No catalog is larger; a document is held in memory while it is imported.
 const MAX_DOCUMENT: u64 = 1 << 30;
@@ -86,11 +87,16 @@ impl Catalog {
     }
 
     /// Merges a JSON document, in the shapes of the API, into the catalog.
+    /// `accept` is asked about each of its repositories.
     ///
     /// # Errors
-    /// [`Error::Invalid`], naming the field; [`Error::Catalog`]. Then nothing
-    /// was imported.
-    pub fn import(&self, from: impl Read) -> Result<ImportSummary> {
+    /// [`Error::Invalid`], naming the field; what `accept` says;
+    /// [`Error::Catalog`]. Then nothing was imported.
+    pub fn import(
+        &self,
+        from: impl Read,
+        accept: &dyn Fn(&Path) -> Result<()>,
+    ) -> Result<ImportSummary> {
         let mut text = Vec::new();
         from.take(MAX_DOCUMENT)
             .read_to_end(&mut text)
@@ -108,6 +114,7 @@ impl Catalog {
         self.write(|connection| {
             let mut import = Import {
                 connection,
+                accept,
                 repositories: HashMap::new(),
                 summary: ImportSummary::default(),
             };
@@ -123,6 +130,8 @@ impl Catalog {
 
 struct Import<'a> {
     connection: &'a Connection,
+    /// Whether a directory may be a repository.
+    accept: &'a dyn Fn(&Path) -> Result<()>,
     /// Ids in the document, and ours.
     repositories: HashMap<String, i64>,
     summary: ImportSummary,
@@ -139,7 +148,9 @@ struct ImportedDisk<'a> {
 impl Import<'_> {
     fn repositories(&mut self, root: &At<'_>) -> Result<()> {
         for item in root.objects("repositories")? {
-            let path = item.required("path")?.path()?;
+            let at = item.required("path")?;
+            let path = at.path()?;
+            (self.accept)(Path::new(&path)).map_err(|e| at.fail(e))?;
             let kind = item.field("kind").map(|at| {
                 at.text()?
                     .parse::<super::RepositoryKind>()

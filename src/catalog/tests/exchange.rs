@@ -8,7 +8,7 @@ fn export(catalog: &Catalog) -> String {
 }
 
 fn import(catalog: &Catalog, document: &Value) -> Result<ImportSummary> {
-    catalog.import(document.to_string().as_bytes())
+    catalog.import(document.to_string().as_bytes(), &|_| Ok(()))
 }
 
 /// The API's examples.
@@ -57,10 +57,10 @@ fn export_and_import_round_trip() {
     import(&world.catalog, &hub()).unwrap();
     let text = export(&world.catalog);
     let other = World::new();
-    other.catalog.import(text.as_bytes()).unwrap();
+    other.catalog.import(text.as_bytes(), &|_| Ok(())).unwrap();
     assert_eq!(export(&other.catalog), text);
     // Once more changes nothing; chains follow.
-    other.catalog.import(text.as_bytes()).unwrap();
+    other.catalog.import(text.as_bytes(), &|_| Ok(())).unwrap();
     assert_eq!(export(&other.catalog), text);
     let chains = |world: &World| {
         world
@@ -315,7 +315,10 @@ fn bad_data_is_refused_by_name_and_changes_nothing() {
         "nul",
         &"[".repeat(100_000),
     ] {
-        assert!(world.catalog.import(bad.as_bytes()).is_err(), "{bad}");
+        assert!(
+            world.catalog.import(bad.as_bytes(), &|_| Ok(())).is_err(),
+            "{bad}"
+        );
     }
     assert_eq!(world.dump(), before);
 }
@@ -362,4 +365,25 @@ fn another_format_is_another_disk() {
     document["backups"][0]["disks"][0]["qcow2_path"] = json!(other.to_str().unwrap());
     import(&world.catalog, &document).unwrap();
     assert!(world.id(name) > id + 1);
+}
+
+#[test]
+fn a_repository_that_is_not_accepted_is_not_imported() {
+    let world = World::new();
+    let before = world.dump();
+    let mut document = hub();
+    document["repositories"] = json!([{"path": "/good"}, {"path": "/bad"}]);
+    let accept = |path: &Path| match path {
+        path if path == Path::new("/bad") => Err(Error::Invalid("not this one".into())),
+        _ => Ok(()),
+    };
+    let import = |document: &Value| {
+        let text = document.to_string();
+        world.catalog.import(text.as_bytes(), &accept)
+    };
+    let error = import(&document).unwrap_err().to_string();
+    assert_eq!(error, "repositories[1].path: not this one");
+    assert_eq!(world.dump(), before);
+    document["repositories"] = json!([{"path": "/good"}]);
+    import(&document).unwrap();
 }
