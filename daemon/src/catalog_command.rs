@@ -1,6 +1,8 @@
 //! `sendense catalog …`: the administrator's hand on the catalog. The library
 //! does the work; here are the words around it.
 
+use crate::config::Config;
+use crate::gate;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use sendense::catalog::{
@@ -31,6 +33,9 @@ enum Command {
         /// Its kind: local, nfs, cifs or immutable; found out where not said.
         #[arg(long)]
         kind: Option<RepositoryKind>,
+        /// Believe that all images are gone where not one is found.
+        #[arg(long)]
+        all_gone: bool,
         /// Name the files that are not of the layout.
         #[arg(short, long)]
         verbose: bool,
@@ -121,13 +126,15 @@ enum RepositoryCommand {
     },
 }
 
-/// Runs a `catalog` command on the catalog at `catalog_path`; `repositories` are
-/// those of the configuration.
+/// Runs a `catalog` command on the configuration's catalog.
 ///
 /// # Errors
-/// What the library says; the output cannot be written. A reader that has gone
-/// away (`… | head`) is no error.
-pub(crate) fn run(args: &CatalogArgs, catalog_path: &Path, repositories: &[PathBuf]) -> Result<()> {
+/// What the library says; a repository that overlaps the mountpoint; the output
+/// cannot be written. A reader that has gone away (`… | head`) is no error.
+pub(crate) fn run(args: &CatalogArgs, config: &Config) -> Result<()> {
+    let catalog_path = &config.catalog_path();
+    let repositories = &config.repositories;
+    let apart = |path: &Path| gate::repositories_overlap(&config.mountpoint, [path]);
     let mut out = io::stdout().lock();
     let read_only = matches!(
         args.command,
@@ -146,12 +153,15 @@ pub(crate) fn run(args: &CatalogArgs, catalog_path: &Path, repositories: &[PathB
         Command::Scan {
             repository,
             kind,
+            all_gone,
             verbose,
         } => {
             let options = ScanOptions {
                 kind: *kind,
+                all_gone: *all_gone,
                 ..ScanOptions::default()
             };
+            apart(repository)?;
             let summary = scan(&catalog, repository, &options, *verbose)?;
             say(&mut out, &describe_scan(&summary, *verbose))
         }
@@ -179,7 +189,12 @@ pub(crate) fn run(args: &CatalogArgs, catalog_path: &Path, repositories: &[PathB
                 &format!("recorded as {}/{}/disk{disk}\n", plain(vm), plain(&backup)),
             )
         }
-        Command::Repository { command } => repository(&catalog, command, repositories, &mut out),
+        Command::Repository { command } => {
+            if let RepositoryCommand::Add { path, .. } = command {
+                apart(path)?;
+            }
+            repository(&catalog, command, repositories, &mut out)
+        }
         Command::List { vm, json } => {
             let backups = catalog.backup_summaries(vm.as_deref(), None)?;
             let text = if *json {
@@ -199,10 +214,11 @@ pub(crate) fn run(args: &CatalogArgs, catalog_path: &Path, repositories: &[PathB
         }
         Command::Import { file } => {
             let summary = if file.as_os_str() == "-" {
-                catalog.import(io::stdin().lock())?
+                catalog.import(io::stdin().lock(), &apart)?
             } else {
                 let name = file.display().to_string();
-                catalog.import(std::fs::File::open(file).map_err(|e| Error::io(name, e))?)?
+                let document = std::fs::File::open(file).map_err(|e| Error::io(name, e))?;
+                catalog.import(document, &apart)?
             };
             say(
                 &mut out,
@@ -479,5 +495,77 @@ fn say(out: &mut dyn Write, text: &str) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("standard output", e)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CommandLine;
+    use crate::config::Sources;
+    use clap::Parser;
+
+    #[test]
+    fn what_overlaps_the_mountpoint_is_not_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["outer/gate/backups", "other", "run"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        let document = at("document.json");
+        std::fs::write(
+            &document,
+            format!(
+                r#"{{"repositories": [{{"path": "{}"}}]}}"#,
+                at("outer").display()
+            ),
+        )
+        .unwrap();
+        let run = |words: &[&str]| {
+            let options = [
+                ("--mountpoint", at("outer/gate/backups")),
+                ("--state-dir", at("state")),
+                ("--runtime-dir", at("run")),
+            ];
+            let options = options
+                .into_iter()
+                .flat_map(|(flag, path)| [flag.into(), path.into_os_string()]);
+            let line = ["sendense", "catalog"].into_iter().chain(words.to_vec());
+            let line = line.map(std::ffi::OsString::from).chain(options);
+            let line = CommandLine::try_parse_from(line).unwrap();
+            let sources = Sources {
+                flags: line.overrides,
+                ..Sources::default()
+            };
+            let config = Config::load(&sources).unwrap();
+            let crate::Command::Catalog(args) = line.command else {
+                panic!("another command");
+            };
+            let outcome = super::run(&args, &config);
+            let catalog = Catalog::open(&config.catalog_path()).unwrap();
+            (outcome, config, catalog)
+        };
+        let path = |name: &str| at(name).to_str().unwrap().to_owned();
+        for words in [
+            ["repository", "add", &path("outer")].as_slice(),
+            &["repository", "add", &path("outer/gate/backups")],
+            &["scan", &path("outer/gate")],
+            &["scan", &path("other/../outer")],
+            &["import", document.to_str().unwrap()],
+        ] {
+            let (outcome, config, catalog) = run(words);
+            let error = outcome.unwrap_err().to_string();
+            assert!(error.contains("overlap"), "{words:?}: {error}");
+            assert_eq!(catalog.repositories().unwrap(), [], "{words:?}");
+            gate::recorded_overlap(&config, &catalog).unwrap();
+        }
+        let (outcome, config, catalog) = run(&["scan", &path("other"), "--all-gone"]);
+        outcome.unwrap();
+        gate::recorded_overlap(&config, &catalog).unwrap();
+        // One that is there all the same keeps the daemon from serving.
+        catalog.add_repository(&at("outer"), None).unwrap();
+        let error = gate::recorded_overlap(&config, &catalog).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("catalog repository remove /"), "{error}");
     }
 }

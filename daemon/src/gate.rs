@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group};
+use sendense::catalog::Catalog;
 use sendense::{Error, Result};
 
 use crate::config::{AllowOther, Config, GatePolicy};
@@ -213,18 +214,8 @@ fn group_name(gid: u32) -> String {
 /// # Errors
 /// `Invalid` naming both folders.
 pub(crate) fn overlaps(config: &Config) -> Result<()> {
+    repositories_overlap(&config.mountpoint, &config.repositories)?;
     let mountpoint = settle(&config.mountpoint)?;
-    for repository in &config.repositories {
-        let repository_real = settle(repository)?;
-        if mountpoint.starts_with(&repository_real) || repository_real.starts_with(&mountpoint) {
-            return Err(Error::Invalid(format!(
-                "mountpoint {} and repository {} overlap: reading an image would wait for the \
-                 tree that it is read for; choose folders that do not contain each other",
-                config.mountpoint.display(),
-                repository.display()
-            )));
-        }
-    }
     for (key, folder) in [
         ("state_dir", &config.state_dir),
         ("runtime_dir", &config.runtime_dir),
@@ -241,17 +232,63 @@ pub(crate) fn overlaps(config: &Config) -> Result<()> {
     Ok(())
 }
 
+/// The same of these repositories alone: those that the catalog has, or is to
+/// have. They need not be there.
+///
+/// # Errors
+/// `Invalid` naming both folders.
+pub(crate) fn repositories_overlap<P: AsRef<Path>>(
+    mountpoint: &Path,
+    repositories: impl IntoIterator<Item = P>,
+) -> Result<()> {
+    let mountpoint_real = settle(mountpoint)?;
+    for repository in repositories {
+        let repository = repository.as_ref();
+        let real = settle(repository)?;
+        if mountpoint_real.starts_with(&real) || real.starts_with(&mountpoint_real) {
+            return Err(Error::Invalid(format!(
+                "mountpoint {} and repository {} overlap: reading an image would wait for the \
+                 tree that it is read for; choose folders that do not contain each other",
+                mountpoint.display(),
+                repository.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The same of the repositories that the catalog has.
+///
+/// # Errors
+/// `Invalid` naming both folders, and how to take the repository out; from the
+/// catalog.
+pub(crate) fn recorded_overlap(config: &Config, catalog: &Catalog) -> Result<()> {
+    for repository in catalog.repositories()? {
+        repositories_overlap(&config.mountpoint, [&repository.path]).map_err(|e| {
+            Error::Invalid(format!(
+                "{e}; the repository is recorded in the catalog: `sendense catalog repository \
+                 remove {}` takes it out",
+                repository.path.display()
+            ))
+        })?;
+    }
+    Ok(())
+}
+
 /// `path` without symlinks, as far as it exists. The last component is only
 /// followed if it is a symlink: a mountpoint whose daemon has died cannot be
 /// examined (ENOTCONN), and must not be.
 fn settle(path: &Path) -> Result<PathBuf> {
-    settle_within(path, 40)
+    let absolute =
+        std::path::absolute(path).map_err(|e| Error::io(path.display().to_string(), e))?;
+    settle_within(&absolute, 40)
 }
 
 fn settle_within(path: &Path, symlinks: u32) -> Result<PathBuf> {
     let failed = |e| Error::io(path.display().to_string(), e);
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(path.to_owned());
+        // The root, or a path that ends with `..`.
+        return path.canonicalize().map_err(failed);
     };
     let parent = match parent.canonicalize() {
         Ok(parent) => parent,
@@ -465,6 +502,20 @@ mod tests {
             let error = test(mountpoint, repository).unwrap_err().to_string();
             assert!(error.contains("overlap"), "{error}");
         }
+        // As somebody types them in a shell.
+        let typed = [
+            outer.join("b/.."),
+            outer.join("b/../../a/b/./"),
+            inner.join("x"),
+        ];
+        for repository in &typed {
+            let error = repositories_overlap(&inner, [repository]).unwrap_err();
+            assert!(error.to_string().contains("overlap"), "{error}");
+        }
+        let here = std::env::current_dir().unwrap();
+        repositories_overlap(&here, ["."]).unwrap_err();
+        repositories_overlap(&here, [".."]).unwrap_err();
+        repositories_overlap(&outer, [&other]).unwrap();
         // A common beginning of the name is no overlap.
         test(&other, &outer).unwrap();
         test(&outer, &other).unwrap();

@@ -124,13 +124,10 @@ fn run(line: CommandLine) -> Result<ExitCode> {
         Command::Status(args) => status_command::run(&args, &config),
         Command::Release(args) => release_command::run(&args, &config),
         Command::Doctor(args) => doctor::run(&args, &config),
-        Command::Ls(args) => ls_command::run(&args, &Backups::open(&config)?.tree),
-        Command::Cat(args) => cat_command::run(&args, &Backups::open(&config)?.tree),
-        Command::Cp(args) => cp_command::run(&args, &Backups::open(&config)?.tree),
-        Command::Catalog(args) => {
-            catalog_command::run(&args, &config.catalog_path(), &config.repositories)
-                .map(|()| ExitCode::SUCCESS)
-        }
+        Command::Ls(args) => ls_command::run(&args, &Backups::read(&config)?.tree),
+        Command::Cat(args) => cat_command::run(&args, &Backups::read(&config)?.tree),
+        Command::Cp(args) => cp_command::run(&args, &Backups::read(&config)?.tree),
+        Command::Catalog(args) => catalog_command::run(&args, &config).map(|()| ExitCode::SUCCESS),
         Command::Config(args) => config_command::run(&args, &config),
     }
 }

@@ -6,6 +6,7 @@
 //! whether the catalog has changed, and at every sweep it lets idle disks go.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +48,8 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     // Only the one instance may take away what an earlier one has left.
     sendense_fuse::clear_stale(&config.mountpoint)?;
     let backups = Backups::open(config)?;
+    gate::recorded_overlap(config, &backups.catalog)?;
+    backups.catalog.clear_restore_mounts()?;
     let mount = Mount::new(
         Arc::clone(&backups.tree),
         &MountOptions {
@@ -106,12 +109,31 @@ pub(crate) struct Backups {
 }
 
 impl Backups {
-    /// Opens the catalog and makes a folder of this process for sockets.
+    /// For `serve`: with a catalog that is brought up to date.
     ///
     /// # Errors
     /// From the catalog and the host.
     pub(crate) fn open(config: &Config) -> Result<Self> {
-        let catalog = Arc::new(Catalog::open(&config.catalog_path())?);
+        Self::over(Catalog::open(&config.catalog_path())?, config)
+    }
+
+    /// For commands that only read: a catalog that is there is not written to,
+    /// and need not be writable.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; from a catalog of another version of the program.
+    pub(crate) fn read(config: &Config) -> Result<Self> {
+        let path = config.catalog_path();
+        let catalog = match fs::symlink_metadata(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Catalog::open(&path)?,
+            _ => Catalog::open_read_only(&path)?,
+        };
+        Self::over(catalog, config)
+    }
+
+    /// Makes a folder of this process for sockets.
+    fn over(catalog: Catalog, config: &Config) -> Result<Self> {
+        let catalog = Arc::new(catalog);
         let sockets = socket_folder(&config.runtime_dir)?;
         let export = ExportOptions {
             runtime_dir: sockets.clone(),
@@ -265,4 +287,49 @@ impl ControlHandler for Handler {
 fn seconds(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Overrides, Sources};
+
+    #[test]
+    fn who_only_reads_does_not_write_the_catalog() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |key: &str, name: &str| (key.into(), dir.path().join(name).into_os_string());
+        let config = Config::load(&Sources {
+            environment: vec![
+                place("SENDENSE_STATE_DIR", "state"),
+                place("SENDENSE_RUNTIME_DIR", "run"),
+            ],
+            flags: Overrides::default(),
+            ..Sources::default()
+        })
+        .unwrap();
+        // Nothing there yet: an empty tree, not an error.
+        let path = config.catalog_path();
+        drop(Backups::read(&config).unwrap());
+        let sql = |command: &str| {
+            let output = std::process::Command::new("sqlite3")
+                .arg(&path)
+                .arg(command)
+                .output()
+                .expect("the program sqlite3 is needed");
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let current = sql("PRAGMA user_version");
+        let backups = Backups::read(&config).unwrap();
+        let error = backups.catalog.remove_gone().unwrap_err().to_string();
+        assert!(error.contains("for reading only"), "{error}");
+        drop(backups);
+        // One of an earlier version is left as it is.
+        sql("PRAGMA user_version = 1");
+        let error = Backups::read(&config).err().unwrap().to_string();
+        assert!(error.contains("older version"), "{error}");
+        assert_eq!(sql("PRAGMA user_version"), "1\n");
+        drop(Backups::open(&config).unwrap());
+        assert_eq!(sql("PRAGMA user_version"), current);
+    }
 }

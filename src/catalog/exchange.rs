@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::io::{Read, Write};
+use std::path::Path;
 
 /// No catalog is larger; a document is held in memory while it is imported.
 const MAX_DOCUMENT: u64 = 1 << 30;
@@ -86,11 +87,16 @@ impl Catalog {
     }
 
     /// Merges a JSON document, in the shapes of the API, into the catalog.
+    /// `accept` is asked about each of its repositories.
     ///
     /// # Errors
-    /// [`Error::Invalid`], naming the field; [`Error::Catalog`]. Then nothing
-    /// was imported.
-    pub fn import(&self, from: impl Read) -> Result<ImportSummary> {
+    /// [`Error::Invalid`], naming the field; what `accept` says;
+    /// [`Error::Catalog`]. Then nothing was imported.
+    pub fn import(
+        &self,
+        from: impl Read,
+        accept: &dyn Fn(&Path) -> Result<()>,
+    ) -> Result<ImportSummary> {
         let mut text = Vec::new();
         from.take(MAX_DOCUMENT)
             .read_to_end(&mut text)
@@ -108,6 +114,7 @@ impl Catalog {
         self.write(|connection| {
             let mut import = Import {
                 connection,
+                accept,
                 repositories: HashMap::new(),
                 summary: ImportSummary::default(),
             };
@@ -123,6 +130,8 @@ impl Catalog {
 
 struct Import<'a> {
     connection: &'a Connection,
+    /// Whether a directory may be a repository.
+    accept: &'a dyn Fn(&Path) -> Result<()>,
     /// Ids in the document, and ours.
     repositories: HashMap<String, i64>,
     summary: ImportSummary,
@@ -139,7 +148,9 @@ struct ImportedDisk<'a> {
 impl Import<'_> {
     fn repositories(&mut self, root: &At<'_>) -> Result<()> {
         for item in root.objects("repositories")? {
-            let path = item.required("path")?.path()?;
+            let at = item.required("path")?;
+            let path = at.path()?;
+            (self.accept)(Path::new(&path)).map_err(|e| at.fail(e))?;
             let kind = item.field("kind").map(|at| {
                 at.text()?
                     .parse::<super::RepositoryKind>()
@@ -398,9 +409,15 @@ impl Import<'_> {
     }
 
     fn disk(&self, disk: &ImportedDisk<'_>) -> Result<()> {
-        let id = match self.row_of(disk)? {
-            Some(id) => id,
-            None => {
+        let format = disk.at.field("format").map(|at| {
+            // As `add`: what is not known cannot be read either.
+            at.word(super::record::FORMATS)
+        });
+        let format = format.transpose()?;
+        let id = match (self.row_of(disk)?, &format) {
+            (Some(id), Some(format)) => self.row_with_format(id, format)?,
+            (Some(id), None) => id,
+            (None, _) => {
                 self.connection
                     .prepare_cached(
                         "INSERT INTO backup_disks (backup_job_id, disk_index, qcow2_path, status)
@@ -415,10 +432,6 @@ impl Import<'_> {
         let size_gb = at
             .number_field("size_gb", MAX_GB)?
             .or(virtual_size.map(super::found::gigabytes));
-        let format = at.field("format").map(|at| {
-            // As `add`: what is not known cannot be read either.
-            at.word(super::record::FORMATS)
-        });
         self.connection
             .prepare_cached(
                 "UPDATE backup_disks SET
@@ -439,7 +452,7 @@ impl Import<'_> {
                 id,
                 at.required("status")?.word(DISK_STATES)?,
                 &disk.path,
-                format.transpose()?,
+                format,
                 size_gb,
                 virtual_size,
                 at.whole_field("vmware_disk_key")?,
@@ -450,6 +463,34 @@ impl Import<'_> {
                 at.text_field("error_message")?,
             ))?;
         Ok(())
+    }
+
+    /// This row if its format is the given one. Otherwise another one, and it is
+    /// gone for good: the same file in another format is another disk.
+    fn row_with_format(&self, id: i64, format: &str) -> Result<i64> {
+        let known: String = self
+            .connection
+            .prepare_cached("SELECT format FROM backup_disks WHERE id = ?1")?
+            .query_row([id], |row| row.get(0))?;
+        if known == format {
+            return Ok(id);
+        }
+        // What the image said of itself, it said in the other format: the next
+        // scan asks it again.
+        self.connection
+            .prepare_cached(
+                "INSERT INTO backup_disks (backup_job_id, disk_index, vmware_disk_key, label,
+                     qcow2_path, format, disk_change_id, bytes_transferred, status)
+                 SELECT backup_job_id, disk_index, vmware_disk_key, label, qcow2_path, ?2,
+                     disk_change_id, bytes_transferred, 'missing'
+                 FROM backup_disks WHERE id = ?1",
+            )?
+            .execute((id, format))?;
+        let new = self.connection.last_insert_rowid();
+        self.connection
+            .prepare_cached("DELETE FROM backup_disks WHERE id = ?1")?
+            .execute([id])?;
+        Ok(new)
     }
 
     /// The row that the disk has already; room is made where another one is in

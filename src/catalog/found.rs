@@ -2,8 +2,8 @@
 //! header makes of its row, and how a backup and its context come to be.
 
 use super::header::{self, Header};
+use super::identity::ImageIdentity;
 use super::shapes::rfc3339;
-use super::walk::Identity;
 use crate::error::Result;
 use rusqlite::{Connection, OptionalExtension};
 use std::collections::{BTreeMap, HashSet};
@@ -16,7 +16,7 @@ pub(super) struct State {
     pub(super) error: Option<String>,
     pub(super) virtual_size: Option<i64>,
     pub(super) backing: Option<String>,
-    pub(super) identity: Option<Identity>,
+    pub(super) identity: Option<ImageIdentity>,
 }
 
 /// What an examined image is.
@@ -116,9 +116,9 @@ pub(super) fn insert(
             state.virtual_size,
             state.virtual_size.map(gigabytes),
             &state.backing,
-            identity.map(|i| i.inode),
-            identity.map(|i| i.size),
-            identity.map(|i| i.mtime_ns),
+            identity.map(|i| i.inode_column()),
+            identity.map(|i| i.size_column()),
+            identity.map(|i| i.mtime_column()),
         ))?;
     Ok(())
 }
@@ -130,7 +130,7 @@ pub(super) fn insert_examined(
     disk_index: u32,
     path: &str,
     format: &str,
-    (examined, identity): (&Examined, Identity),
+    (examined, identity): (&Examined, ImageIdentity),
 ) -> Result<()> {
     let (status, error, virtual_size, backing) = describe(examined, Path::new(path));
     let state = State {

@@ -16,11 +16,13 @@
 //! - [`layout`] and [`header`]: what an image's name and first bytes say;
 //! - [`walk`] and [`scan`]: finding images; [`record`]: one image by hand, and
 //!   removal; [`found`]: the rows that both write; [`relations`]: chains;
+//! - [`identity`]: whether a file is still the one that a row speaks of;
 //! - [`shapes`], [`exchange`] and [`json`]: the JSON that clients know.
 
 mod exchange;
 mod found;
 mod header;
+mod identity;
 mod json;
 mod layout;
 mod query;
@@ -35,6 +37,7 @@ mod tests;
 mod walk;
 
 pub use exchange::ImportSummary;
+pub use identity::ImageIdentity;
 pub use record::{NewImage, Removed};
 pub use repository::{Repository, RepositoryKind};
 pub use scan::{ScanEvent, ScanOptions, ScanSummary};
@@ -87,6 +90,10 @@ pub struct DiskRecord {
     pub size: Option<u64>,
     /// When the backup was taken, seconds since 1970.
     pub time: i64,
+    /// What was recorded of the image's file when it was last looked at: the
+    /// content that the row promises is that of this file alone. `None` where
+    /// only the hub has told of the image.
+    pub identity: Option<ImageIdentity>,
 }
 
 impl From<rusqlite::Error> for Error {

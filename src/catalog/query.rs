@@ -1,7 +1,7 @@
 //! What the tree asks. What it may see is said once, in the views
 //! `shown_backups` and `shown_disks` of the schema.
 
-use super::{Catalog, DiskRecord, Folder};
+use super::{Catalog, DiskRecord, Folder, identity};
 use crate::error::Result;
 use rusqlite::{OptionalExtension, Params, Row};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ const VMS: &str = "SELECT v.id, v.name,
 const BACKUPS: &str = "SELECT id, name, time FROM shown_backups WHERE parent = ?1";
 
 const DISKS: &str = "SELECT id, backup_id, vm_name, disk_index, path, format, virtual_size, time,
-        folder FROM shown_disks";
+        folder, file_inode, file_size, file_mtime_ns FROM shown_disks";
 
 fn folder(row: &Row<'_>) -> rusqlite::Result<Folder> {
     Ok(Folder {
@@ -37,6 +37,7 @@ fn disk(row: &Row<'_>) -> rusqlite::Result<(DiskRecord, i64)> {
             .get::<_, Option<i64>>(6)?
             .and_then(|size| u64::try_from(size).ok()),
         time: row.get(7)?,
+        identity: identity::from_columns(row, 9)?,
     };
     Ok((record, row.get(8)?))
 }

@@ -3,7 +3,7 @@
 
 use super::Catalog;
 use super::found;
-use super::walk::Identity;
+use super::identity::ImageIdentity;
 use super::{layout, relations, repository};
 use crate::error::{Error, Result};
 use rusqlite::{Connection, OptionalExtension};
@@ -76,10 +76,8 @@ impl Catalog {
             }
             Ok(_) => {}
         }
-        let identity = Identity::of(&metadata);
-        let time = new
-            .time
-            .unwrap_or(identity.mtime_ns.div_euclid(1_000_000_000));
+        let identity = ImageIdentity::of(&metadata);
+        let time = new.time.unwrap_or(identity.mtime_seconds);
         self.write(|connection| {
             let home = repository::record(connection, &home, None)?;
             let backup = backup_for(connection, new, home, time)?;
@@ -186,6 +184,25 @@ impl Catalog {
             relations::rebuild(connection)?;
             let others = u32::try_from(others).unwrap_or(u32::MAX);
             Ok(Removed { disks: removed.disks.saturating_add(others), ..removed })
+        })
+    }
+}
+
+impl Catalog {
+    /// Closes the rows of mounts that an earlier run has left open; how many
+    /// there were. For the daemon at its start: whatever is mounted then is not
+    /// by it.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn clear_restore_mounts(&self) -> Result<usize> {
+        self.write(|connection| {
+            Ok(connection.execute(
+                "UPDATE restore_mounts SET status = 'unmounted',
+                     unmounted_at = strftime('%Y-%m-%dT%H:%M:%SZ', 'now')
+                 WHERE status IN ('mounting', 'mounted', 'unmounting')",
+                [],
+            )?)
         })
     }
 }

@@ -154,6 +154,30 @@ impl Catalog {
             .ok_or_else(|| Error::not_found(format!("repository {path}")))
     }
 
+    /// Refuses a repository that is recorded as one on the network and is on a
+    /// file system of this host now: it is the empty folder that it is mounted
+    /// on.
+    pub(super) fn refuse_unmounted(&self, path: &str) -> Result<()> {
+        use RepositoryKind::{Cifs, Nfs};
+        let repositories = self.repositories()?;
+        let Some(Repository { kind, .. }) = repositories
+            .iter()
+            .find(|repository| repository.path == Path::new(path))
+        else {
+            return Ok(());
+        };
+        let remote = |kind| matches!(kind, Nfs | Cifs);
+        if remote(*kind) && !remote(RepositoryKind::of(Path::new(path))) {
+            return Err(Error::Invalid(format!(
+                "{path}: is recorded as {0}, and is on a local file system now: it is not mounted; \
+                 mount it, or scan with `--kind local` if it has moved to this host for good \
+                 (`--kind {0}` if it is {0} all the same)",
+                kind.name()
+            )));
+        }
+        Ok(())
+    }
+
     /// Removes a repository's row. It need not be there any more.
     ///
     /// # Errors

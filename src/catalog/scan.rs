@@ -9,10 +9,11 @@ use super::found::{
     Examined, State, context, describe, examine, free_backup_id, gigabytes, insert, insert_backup,
     runs, settle_backup,
 };
+use super::identity::{self, ImageIdentity};
 use super::relations;
 use super::repository::{self, RepositoryKind};
-use super::walk::{Found, Identity, Sighting, Walk, look};
-use crate::error::Result;
+use super::walk::{Found, Sighting, Walk, look};
+use crate::error::{Error, Result};
 use jiff::tz::TimeZone;
 use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -29,6 +30,10 @@ pub struct ScanOptions {
     pub kind: Option<RepositoryKind>,
     /// The zone in which the stamps of image names are local time.
     pub time_zone: TimeZone,
+    /// Whether to believe it when not one of the images that are known is there
+    /// any more. Otherwise that is refused: most often a repository that is not
+    /// mounted.
+    pub all_gone: bool,
 }
 
 impl Default for ScanOptions {
@@ -36,6 +41,7 @@ impl Default for ScanOptions {
         Self {
             kind: None,
             time_zone: TimeZone::system(),
+            all_gone: false,
         }
     }
 }
@@ -134,8 +140,9 @@ impl Catalog {
     /// Finds the images of a repository, which is recorded by that.
     ///
     /// # Errors
-    /// The repository cannot be read; [`crate::Error::Catalog`]. What is wrong
-    /// with single images or folders is no error but an event.
+    /// The repository cannot be read; [`Error::Invalid`] where it does not seem
+    /// to be mounted; [`Error::Catalog`]. What is wrong with single images or
+    /// folders is no error but an event.
     pub fn scan(
         &self,
         repository: &Path,
@@ -144,7 +151,10 @@ impl Catalog {
     ) -> Result<ScanSummary> {
         let root = repository::canonical_directory(repository)?;
         // An unreadable repository is an error, not one whose images are gone.
-        std::fs::read_dir(&root).map_err(|e| crate::Error::io(root.clone(), e))?;
+        std::fs::read_dir(&root).map_err(|e| Error::io(root.clone(), e))?;
+        if options.kind.is_none() {
+            self.refuse_unmounted(&root)?;
+        }
         let mut walk = Walk::new(Path::new(&root), events);
         let mut found = std::mem::take(&mut walk.found);
         let unreadable = std::mem::take(&mut walk.unreadable);
@@ -163,6 +173,9 @@ impl Catalog {
         });
 
         let known = self.read(|connection| rows_below(connection, &root))?;
+        if !options.all_gone && found.is_empty() {
+            refuse_emptied(Path::new(&root), &known, &unreadable)?;
+        }
         let unsettled: Vec<(&Found, &str)> = found
             .iter()
             .filter_map(|image| {
@@ -198,6 +211,32 @@ impl Catalog {
     }
 }
 
+/// Refuses a scan that would take out every image that is known.
+fn refuse_emptied(
+    root: &Path,
+    known: &BTreeMap<String, Vec<Row>>,
+    unreadable: &[PathBuf],
+) -> Result<()> {
+    let mut shown = 0_u64;
+    for (path, _) in known.iter().filter(|(_, rows)| live(rows).is_some()) {
+        let path = Path::new(path);
+        let gone = !unreadable.iter().any(|folder| path.starts_with(folder))
+            && matches!(look(root, path), Ok(None));
+        if !gone {
+            return Ok(());
+        }
+        shown = shown.saturating_add(1);
+    }
+    if shown == 0 {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{}: not one of the {shown} images that the catalog knows here is there, nor any other; if \
+         the repository is not mounted, mount it; if they are really gone, scan with `--all-gone`",
+        root.display()
+    )))
+}
+
 /// The rows of all images below a directory, oldest first.
 fn rows_below(connection: &Connection, root: &str) -> Result<BTreeMap<String, Vec<Row>>> {
     let root = root.trim_end_matches('/');
@@ -211,20 +250,12 @@ fn rows_below(connection: &Connection, root: &str) -> Result<BTreeMap<String, Ve
     let mut found: BTreeMap<String, Vec<Row>> = BTreeMap::new();
     let mut rows = statement.query([root])?;
     while let Some(row) = rows.next()? {
-        let identity = match (row.get(9)?, row.get(10)?, row.get(11)?) {
-            (Some(inode), Some(size), Some(mtime_ns)) => Some(Identity {
-                inode,
-                size,
-                mtime_ns,
-            }),
-            _ => None,
-        };
         let state = State {
             status: row.get(5)?,
             error: row.get(6)?,
             virtual_size: row.get(7)?,
             backing: row.get(8)?,
-            identity,
+            identity: identity::from_columns(row, 9)?,
         };
         found.entry(row.get(12)?).or_default().push(Row {
             id: row.get(0)?,
@@ -242,7 +273,7 @@ fn live(rows: &[Row]) -> Option<&Row> {
     rows.iter().find(|row| row.state.status != "missing")
 }
 
-fn step(rows: &[Row], identity: Identity) -> Step<'_> {
+fn step(rows: &[Row], identity: ImageIdentity) -> Step<'_> {
     let known = |row: &&Row| row.state.identity == Some(identity);
     match live(rows) {
         Some(row) if known(&row) && row.state.status == "completed" => Step::Nothing,
@@ -467,9 +498,9 @@ impl Scan<'_> {
                 &state.error,
                 state.virtual_size,
                 &state.backing,
-                identity.map(|i| i.inode),
-                identity.map(|i| i.size),
-                identity.map(|i| i.mtime_ns),
+                identity.map(|i| i.inode_column()),
+                identity.map(|i| i.size_column()),
+                identity.map(|i| i.mtime_column()),
                 state.virtual_size.map(gigabytes),
             ))?;
         self.touched.insert(row.job.clone());

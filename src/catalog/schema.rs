@@ -6,7 +6,10 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use std::time::{Duration, Instant};
 
 /// Migration N is at index N - 1. A released one is never edited.
-const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_catalog.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../migrations/0001_catalog.sql"),
+    include_str!("../../migrations/0002_identity.sql"),
+];
 
 /// Brings the database up to date, all in one transaction, and switches it to
 /// the write-ahead log. A database that is up to date is not locked.

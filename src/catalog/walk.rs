@@ -1,42 +1,18 @@
 //! The images that lie in a repository by the layout, looked at by `stat` only.
 
+use super::identity::ImageIdentity;
 use super::layout::ImageName;
 use super::scan::ScanEvent;
 use std::fs::{self, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-/// What tells that a file is still the one it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity {
-    /// Inode number.
-    pub(super) inode: i64,
-    /// Size in bytes.
-    pub(super) size: i64,
-    /// Time of the last change to its content, nanoseconds since 1970.
-    pub(super) mtime_ns: i64,
-}
-
-impl Identity {
-    pub(super) fn of(metadata: &Metadata) -> Self {
-        Self {
-            inode: metadata.ino().cast_signed(),
-            size: metadata.size().cast_signed(),
-            mtime_ns: metadata
-                .mtime()
-                .saturating_mul(1_000_000_000)
-                .saturating_add(metadata.mtime_nsec()),
-        }
-    }
-}
 
 /// An image file that is there.
 #[derive(Debug, Clone)]
 pub(super) struct Sighting {
     /// Its path without symbolic links.
     pub(super) real: PathBuf,
-    pub(super) identity: Identity,
+    pub(super) identity: ImageIdentity,
 }
 
 /// An image that lies in the repository by the layout.
@@ -60,7 +36,7 @@ pub(super) fn look(repository: &Path, path: &Path) -> io::Result<Option<Sighting
         Ok((real, metadata)) if metadata.is_file() && real.starts_with(repository) => {
             Ok(Some(Sighting {
                 real,
-                identity: Identity::of(&metadata),
+                identity: ImageIdentity::of(&metadata),
             }))
         }
         Ok(_) => Ok(None),
@@ -153,7 +129,7 @@ impl<'a> Walk<'a> {
         } else {
             Sighting {
                 real: image.path.clone(),
-                identity: Identity::of(&image.metadata),
+                identity: ImageIdentity::of(&image.metadata),
             }
         };
         self.found.push(Found {

@@ -302,7 +302,12 @@ fn mounted(path: &Path) -> io::Result<Option<String>> {
 }
 
 fn overlaps(config: &Config) -> Finding {
-    match gate::overlaps(config) {
+    // A catalog that cannot be read is another finding.
+    let recorded = || match Catalog::open_read_only(&config.catalog_path()) {
+        Ok(catalog) => gate::recorded_overlap(config, &catalog),
+        Err(_) => Ok(()),
+    };
+    match gate::overlaps(config).and_then(|()| recorded()) {
         Ok(()) => Finding::ok("folders", "none lies in the other's way"),
         Err(e) => Finding::fail("folders", e.to_string()),
     }

@@ -8,7 +8,7 @@ fn export(catalog: &Catalog) -> String {
 }
 
 fn import(catalog: &Catalog, document: &Value) -> Result<ImportSummary> {
-    catalog.import(document.to_string().as_bytes())
+    catalog.import(document.to_string().as_bytes(), &|_| Ok(()))
 }
 
 /// The API's examples.
@@ -57,10 +57,10 @@ fn export_and_import_round_trip() {
     import(&world.catalog, &hub()).unwrap();
     let text = export(&world.catalog);
     let other = World::new();
-    other.catalog.import(text.as_bytes()).unwrap();
+    other.catalog.import(text.as_bytes(), &|_| Ok(())).unwrap();
     assert_eq!(export(&other.catalog), text);
     // Once more changes nothing; chains follow.
-    other.catalog.import(text.as_bytes()).unwrap();
+    other.catalog.import(text.as_bytes(), &|_| Ok(())).unwrap();
     assert_eq!(export(&other.catalog), text);
     let chains = |world: &World| {
         world
@@ -315,7 +315,75 @@ fn bad_data_is_refused_by_name_and_changes_nothing() {
         "nul",
         &"[".repeat(100_000),
     ] {
-        assert!(world.catalog.import(bad.as_bytes()).is_err(), "{bad}");
+        assert!(
+            world.catalog.import(bad.as_bytes(), &|_| Ok(())).is_err(),
+            "{bad}"
+        );
     }
     assert_eq!(world.dump(), before);
+}
+
+#[test]
+fn another_format_is_another_disk() {
+    let world = World::new();
+    let context = "ctx-backup-pgtest1-20251006-203401";
+    let image = world.image(context, "pgtest1", 0, "20251008-192431");
+    world.scan();
+    let name = "pgtest1/backup-pgtest1-1759947871/disk0";
+    let id = world.id(name);
+    let mut document = hub();
+    document["backups"][0]["status"] = json!("completed");
+    let disks = &mut document["backups"][0]["disks"];
+    disks.as_array_mut().unwrap().truncate(1);
+    disks[0]["qcow2_path"] = json!(image.to_str().unwrap());
+    disks[0]["status"] = json!("completed");
+    disks[0]["format"] = json!("qcow2");
+    disks[0]["label"] = json!("Hard disk 1");
+    import(&world.catalog, &document).unwrap();
+    assert_eq!(world.id(name), id, "the same format is the same disk");
+    let disk = &mut document["backups"][0]["disks"][0];
+    disk["format"] = json!("raw");
+    disk["label"] = json!(null);
+    disk["size_gb"] = json!(null);
+    for _ in 0..2 {
+        import(&world.catalog, &document).unwrap();
+        assert_eq!(world.id(name), id + 1, "once");
+    }
+    let (disk, _) = world.catalog.disk(id + 1).unwrap().unwrap();
+    assert_eq!((disk.format.as_str(), disk.identity), ("raw", None));
+    assert_eq!(
+        disk.size, None,
+        "that was the size of the disk in a qcow2 image"
+    );
+    let label: String = world.value("SELECT label FROM backup_disks");
+    assert_eq!(label, "Hard disk 1", "what the document leaves out stays");
+    assert_eq!(world.scan().unchanged, 1);
+    let (disk, _) = world.catalog.disk(id + 1).unwrap().unwrap();
+    assert_eq!(disk.size, Some(std::fs::metadata(&image).unwrap().len()));
+    // Another image in its place is another disk, too.
+    let other = world.image(context, "pgtest1", 0, "20251009-192431");
+    document["backups"][0]["disks"][0]["qcow2_path"] = json!(other.to_str().unwrap());
+    import(&world.catalog, &document).unwrap();
+    assert!(world.id(name) > id + 1);
+}
+
+#[test]
+fn a_repository_that_is_not_accepted_is_not_imported() {
+    let world = World::new();
+    let before = world.dump();
+    let mut document = hub();
+    document["repositories"] = json!([{"path": "/good"}, {"path": "/bad"}]);
+    let accept = |path: &Path| match path {
+        path if path == Path::new("/bad") => Err(Error::Invalid("not this one".into())),
+        _ => Ok(()),
+    };
+    let import = |document: &Value| {
+        let text = document.to_string();
+        world.catalog.import(text.as_bytes(), &accept)
+    };
+    let error = import(&document).unwrap_err().to_string();
+    assert_eq!(error, "repositories[1].path: not this one");
+    assert_eq!(world.dump(), before);
+    document["repositories"] = json!([{"path": "/good"}]);
+    import(&document).unwrap();
 }

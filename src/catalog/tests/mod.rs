@@ -74,8 +74,9 @@ impl World {
             .scan(
                 &self.repository,
                 &ScanOptions {
-                    kind: None,
                     time_zone,
+                    all_gone: true,
+                    ..ScanOptions::default()
                 },
                 events,
             )

@@ -281,3 +281,64 @@ fn repositories_are_rows() {
         Err(Error::NotFound { .. })
     ));
 }
+
+#[test]
+fn a_disk_tells_which_file_was_recorded() {
+    use std::os::unix::fs::MetadataExt;
+    let world = World::new();
+    let image = world.image("ctx", "db", 0, "20251001-010000");
+    // Before 1970, and with nanoseconds.
+    let touched = Command::new("touch")
+        .args(["-d", "1969-12-31 23:59:58.75 UTC"])
+        .arg(&image)
+        .status();
+    assert!(touched.unwrap().success());
+    world.scan();
+    let id = world.id("db/backup-db-1759276800/disk0");
+    let recorded = |id| world.catalog.disk(id).unwrap().unwrap().0.identity;
+    let meta = std::fs::metadata(&image).unwrap();
+    let truth = ImageIdentity {
+        inode: meta.ino(),
+        size: meta.len(),
+        mtime_seconds: -2,
+        mtime_nanoseconds: 750_000_000,
+    };
+    assert_eq!(recorded(id), Some(truth));
+    assert_eq!(recorded(id), Some(ImageIdentity::of(&meta)));
+    // Overwritten in place: the row says so until a scan gives it another id.
+    let file = std::fs::OpenOptions::new().write(true).open(&image);
+    file.unwrap().set_len(1 << 20).unwrap();
+    let now = ImageIdentity::of(&std::fs::metadata(&image).unwrap());
+    assert_ne!(recorded(id), Some(now));
+    world.scan();
+    assert_eq!(
+        recorded(world.id("db/backup-db-1759276800/disk0")),
+        Some(now)
+    );
+    // By hand.
+    let raw = world.repository.join("raw");
+    std::fs::write(&raw, [0; 4096]).unwrap();
+    let new = NewImage {
+        format: "raw".into(),
+        ..new(&raw)
+    };
+    world.catalog.add_image(&new, &[]).unwrap();
+    let id = world.id("mail/backup-mail-1759947871/disk0");
+    let now = ImageIdentity::of(&std::fs::metadata(&raw).unwrap());
+    assert_eq!(recorded(id), Some(now));
+}
+
+#[test]
+fn a_catalog_of_the_first_version_is_brought_up_to_date() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.db");
+    let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch(include_str!("../../../migrations/0001_catalog.sql"))
+        .unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    let error = Catalog::open_read_only(&path).err().unwrap().to_string();
+    assert!(error.contains("older version"), "{error}");
+    let catalog = Catalog::open(&path).unwrap();
+    assert_eq!(catalog.disk(1).unwrap(), None);
+    Catalog::open_read_only(&path).unwrap();
+}

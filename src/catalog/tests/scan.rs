@@ -476,8 +476,8 @@ fn a_copy_of_a_repository_is_told_apart() {
         .unwrap();
     assert!(cp.success());
     let options = ScanOptions {
-        kind: None,
         time_zone: TimeZone::fixed(offset(1)),
+        ..ScanOptions::default()
     };
     for new in [1, 0] {
         let summary = world.catalog.scan(&copy, &options, &mut |_| {}).unwrap();
@@ -521,4 +521,76 @@ fn thousands_of_images_take_no_time() {
     println!("first {first:?}, second {second:?}, listed {listed:?}");
     assert!(second < Duration::from_secs(2), "{second:?}");
     assert!(listed < Duration::from_secs(1), "{listed:?}");
+}
+
+fn refusal(world: &World, options: &ScanOptions) -> String {
+    let before = world.dump();
+    let scan = world.catalog.scan(&world.repository, options, &mut |_| {});
+    let error = scan.unwrap_err().to_string();
+    assert_eq!(world.dump(), before, "nothing was written");
+    error
+}
+
+#[test]
+fn a_repository_that_is_not_mounted_empties_nothing() {
+    let world = World::new();
+    let options = ScanOptions::default();
+    // Nothing known, nothing there: that is no loss.
+    let scan = |options: &ScanOptions| world.catalog.scan(&world.repository, options, &mut |_| {});
+    scan(&options).unwrap();
+    world.image("ctx", "db", 0, "20251001-010000");
+    world.image("ctx", "db", 1, "20251001-010000");
+    scan(&options).unwrap();
+    let (tree, stamp) = (world.tree(), "20251001-020000");
+    let away = world.repository.with_file_name("away");
+    fs::rename(&world.repository, &away).unwrap();
+    fs::create_dir(&world.repository).unwrap();
+    let error = refusal(&world, &options);
+    assert!(
+        error.contains("2 images") && error.contains("`--all-gone`"),
+        "{error}"
+    );
+    // Something else that lies in the folder below does not change that.
+    fs::write(world.repository.join("README"), "not mounted").unwrap();
+    refusal(&world, &options);
+    // Any image shows that the repository is there.
+    world.image("ctx", "db", 0, stamp);
+    assert_eq!(scan(&options).unwrap().gone, 2);
+    fs::remove_dir_all(&world.repository).unwrap();
+    fs::rename(&away, &world.repository).unwrap();
+    assert_eq!(scan(&options).unwrap().returned, 2);
+    assert_eq!(world.tree(), tree);
+    // Really gone.
+    fs::remove_dir_all(world.repository.join("ctx")).unwrap();
+    refusal(&world, &options);
+    let gone = ScanOptions {
+        all_gone: true,
+        ..options.clone()
+    };
+    assert_eq!(scan(&gone).unwrap().gone, 2);
+    assert!(world.tree().is_empty());
+    scan(&options).unwrap();
+}
+
+#[test]
+fn a_network_repository_on_a_local_file_system_is_not_mounted() {
+    let world = World::new();
+    world.image("ctx", "db", 0, "20251001-010000");
+    let kind = |kind| ScanOptions {
+        kind,
+        all_gone: true,
+        ..ScanOptions::default()
+    };
+    let scan = |options: &ScanOptions| world.catalog.scan(&world.repository, options, &mut |_| {});
+    for remote in [RepositoryKind::Nfs, RepositoryKind::Cifs] {
+        scan(&kind(Some(remote))).unwrap();
+        let error = refusal(&world, &kind(None));
+        let recorded = format!("recorded as {}", remote.name());
+        assert!(
+            error.contains(&recorded) && error.contains("--kind local"),
+            "{error}"
+        );
+    }
+    scan(&kind(Some(RepositoryKind::Local))).unwrap();
+    scan(&kind(None)).unwrap();
 }
