@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::inode::{self, Inode};
-use crate::catalog::DiskRecord;
+use crate::catalog::{DiskRecord, ImageIdentity};
 use crate::error::{Error, Result};
 use crate::filesystem::{self, FileSystem};
 use crate::image::cache::PAGE;
@@ -95,6 +95,18 @@ impl AttachedDisk {
         let id = u64::try_from(record.id)
             .map_err(|_| Error::Catalog(format!("disk id {} is negative", record.id)))?;
         let export = Export::open(&record.path, &record.format, options)?;
+        // Inode numbers and all that the kernel keeps stand for the content that
+        // the row was recorded of; other content needs another row.
+        if let Some(recorded) = record.identity {
+            let now = std::fs::metadata(&record.path)
+                .map_err(|e| Error::io(record.path.display().to_string(), e))?;
+            if ImageIdentity::of(&now) != recorded {
+                return Err(Error::image(
+                    &record.path,
+                    "the image was changed after it was recorded; run `sendense catalog scan`",
+                ));
+            }
+        }
         let (known, actual) = (record.size, export.size());
         if known.is_some_and(|known| known != actual) {
             return Err(Error::image(
