@@ -13,7 +13,6 @@ use super::inode::{self, Inode};
 use crate::catalog::{DiskRecord, ImageIdentity};
 use crate::error::{Error, Result};
 use crate::filesystem::{self, FileSystem};
-use crate::image::cache::PAGE;
 use crate::image::{BlockCache, BlockRead, Disk, Export, ExportOptions};
 use crate::volume::{self, Content, Volume, VolumeReader};
 
@@ -49,9 +48,6 @@ impl AttachedVolume {
     }
 }
 
-/// Small files this far apart, in bytes, are neighbours.
-const NEIGHBOURHOOD: u64 = 2 * PAGE;
-
 /// How a disk was used since it was attached.
 #[derive(Debug, Default)]
 pub struct Usage {
@@ -70,8 +66,6 @@ pub struct AttachedDisk {
     pub(crate) disk: Arc<Disk>,
     pub(crate) volumes: Vec<AttachedVolume>,
     usage: Usage,
-    /// Where the last small file ended that was read, in bytes.
-    last_small: AtomicU64,
     /// Whatever must live exactly as long as the disk is attached.
     _slot: Slot,
 }
@@ -151,7 +145,6 @@ impl AttachedDisk {
             disk,
             volumes,
             usage: Usage::default(),
-            last_small: AtomicU64::new(0),
             _slot: slot,
         })
     }
@@ -169,16 +162,6 @@ impl AttachedDisk {
     /// How it was used.
     pub fn usage(&self) -> &Usage {
         &self.usage
-    }
-
-    /// Whether a small file at byte `offset` of its volume lies next to the one
-    /// that was read before it; remembers it for the next. Two volumes that are
-    /// read in turn are taken for neighbours now and then, which costs nothing
-    /// but a page.
-    pub(crate) fn follows(&self, offset: u64, len: u64) -> bool {
-        let end = offset.saturating_add(len);
-        let last = self.last_small.swap(end, Ordering::Relaxed);
-        last.abs_diff(offset) <= NEIGHBOURHOOD
     }
 
     /// The only volume, where there is only one.

@@ -7,10 +7,10 @@
 //! buffer on. The buffer is one allocation, split for the requests and joined
 //! again without copying.
 //!
-//! Small files are the exception where they are read in the order in which they
-//! lie on the disk, as a copy of a folder does: then the next one is already in
-//! the page that the last one came from, and they go through the block cache and
-//! its read-ahead. A small file that lies elsewhere is read like a large one.
+//! Small files are the exception: their neighbours on the disk are small files
+//! too, which are likely to be asked for soon, so they go through the block cache
+//! and its read-ahead. That pays even where files that are read one after the
+//! other lie far apart.
 
 use std::sync::Arc;
 
@@ -127,13 +127,7 @@ impl ReadPlan {
             ));
         }
         if size.is_some_and(|size| size <= SMALL_FILE) {
-            let neighbour = match extents.first() {
-                Some(Extent::Volume { offset, len }) => disk.follows(*offset, *len),
-                _ => true,
-            };
-            if neighbour {
-                return cached(fs, reader, ino, offset, &extents);
-            }
+            return cached(fs, reader, ino, offset, &extents);
         }
         let mut pieces = Vec::with_capacity(extents.len());
         let mut runs: Vec<Run> = Vec::new();
