@@ -285,10 +285,16 @@ impl<'a> Detection<'a> {
         VolumeReader::new(mapping.clone(), vec![Arc::clone(self.disk)])
     }
 
-    /// The volumes in disk order, with names that are safe and unique.
+    /// The volumes in disk order, with names that are safe and unique, and with
+    /// sentences that can be printed, whatever names stand in them.
     fn finish(mut self) -> Vec<Volume> {
         self.found.sort_by_key(|found| found.first);
         let mut volumes: Vec<Volume> = self.found.into_iter().map(|found| found.volume).collect();
+        for volume in &mut volumes {
+            if let Content::Unreadable(text) | Content::NoFiles(text) = &mut volume.content {
+                *text = name::sentence(text);
+            }
+        }
         name::make_unique(volumes.iter_mut().map(|volume| &mut volume.name));
         volumes
     }
