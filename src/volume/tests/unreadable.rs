@@ -171,7 +171,10 @@ fn damage_costs_the_logical_volume_that_it_is_in() {
     let sound = look(&image, &[]);
     assert_eq!((&sound[1].content, &sound[2].content), (&ext4, &ext4));
     let found = look(&image, &[9 * MIB]);
-    assert_eq!((&found[1].name[..], &found[1].content), ("vg0-one", &ext4));
+    assert_eq!(
+        (found[1].name.as_str(), &found[1].content),
+        ("vg0-one", &ext4)
+    );
     assert!(is_damaged(&found[2]), "{:?}", found[2]);
     // Its metadata, of which there is one copy.
     let found = look(&image, &[4096]);
