@@ -59,9 +59,13 @@ pub struct Volume {
 
 /// Finds the volumes of a disk, in disk order.
 ///
+/// A volume whose image is damaged where it would say what it is, is
+/// [`Content::Unreadable`], and so is the one volume `disk` of a disk on which
+/// nothing is recognised.
+///
 /// # Errors
-/// From below; a disk on which nothing is recognised is one volume `disk` with
-/// [`Content::Unreadable`].
+/// From below, but for damage in the image: what may pass (no answer in time, a
+/// process that ended, that it would have to wait) says nothing of the disk.
 pub fn detect(disk: &Arc<dyn BlockRead>) -> Result<Vec<Volume>> {
     let head = Head::read(disk.as_ref())?;
     let table = table::read(&head)?;
@@ -177,6 +181,13 @@ impl<'a> Detection<'a> {
                     "the disk's GPT partition table and its backup are both damaged".into(),
                 );
             }
+            Role::LostLogical => {
+                volume.content = Content::Unreadable(
+                    "the image is damaged in its list of logical partitions: those that come \
+                     after the damage are not found"
+                        .into(),
+                );
+            }
             role => {
                 let reader = self.reader(&volume.mapping);
                 let head = Head::read(&reader)?;
@@ -185,6 +196,7 @@ impl<'a> Detection<'a> {
                 let takes = found.as_ref().and_then(|found| found.size);
                 pv = self.describe(&mut volume, &head, found)?;
                 match role {
+                    _ if !known && head.damage().is_some() => {}
                     Role::Swap if !known => volume.content = Content::NoFiles("swap".into()),
                     Role::Dynamic if !known => {
                         volume.content = Content::Unreadable(
@@ -285,10 +297,16 @@ impl<'a> Detection<'a> {
         VolumeReader::new(mapping.clone(), vec![Arc::clone(self.disk)])
     }
 
-    /// The volumes in disk order, with names that are safe and unique.
+    /// The volumes in disk order, with names that are safe and unique, and with
+    /// sentences that can be printed, whatever names stand in them.
     fn finish(mut self) -> Vec<Volume> {
         self.found.sort_by_key(|found| found.first);
         let mut volumes: Vec<Volume> = self.found.into_iter().map(|found| found.volume).collect();
+        for volume in &mut volumes {
+            if let Content::Unreadable(text) | Content::NoFiles(text) = &mut volume.content {
+                *text = name::sentence(text);
+            }
+        }
         name::make_unique(volumes.iter_mut().map(|volume| &mut volume.name));
         volumes
     }
@@ -307,6 +325,9 @@ fn empty(name: String, mapping: Mapping) -> Volume {
 
 /// Why a volume on which nothing was recognised cannot be read.
 fn unknown(head: &Head<'_>) -> String {
+    if let Some(damage) = head.damage() {
+        return format!("the image is damaged where it would say what this is: {damage}");
+    }
     let why = if head.bytes().is_empty() {
         "there is nothing of it on the disk"
     } else if signature::is_blank(head.bytes()) {

@@ -1,7 +1,7 @@
 //! GUID partition tables (UEFI specification, chapter 5).
 //!
-//! The idea: header and entries each carry a checksum; a copy that fails one is
-//! as good as absent, and the other copy, at the end of the disk, is taken.
+//! The idea: header and entries each carry a checksum; a copy that fails one,
+//! or cannot be read, is as good as absent, and the other copy, at the end of the disk, is taken.
 #![deny(clippy::arithmetic_side_effects)]
 
 use super::{MAX_PARTITIONS, Partition, Role};

@@ -124,6 +124,14 @@ impl Logical {
         {
             let at = here.saturating_mul(u64::from(sector));
             let Some(bytes) = head.get(at, 512)? else {
+                let place = base.saturating_mul(u64::from(sector));
+                // It is on the disk, so it is damaged; what comes after it in the
+                // chain cannot be found.
+                if at.saturating_add(512) <= head.size()
+                    && let Some(own) = found.iter_mut().find(|p| p.start == place)
+                {
+                    own.role = Role::LostLogical;
+                }
                 break;
             };
             let Some(table) = entries(&bytes) else { break };

@@ -26,6 +26,8 @@ pub(super) enum Role {
     Swap,
     /// Part of a dynamic disk of Windows.
     Dynamic,
+    /// An extended partition some of whose logical partitions cannot be found.
+    LostLogical,
     /// The entry that stands for a GPT that could not be read.
     LostGpt,
 }

@@ -204,8 +204,9 @@ fn lvm_sum(bytes: &[u8]) -> u32 {
     })
 }
 
-#[test]
-fn hostile_lvm() {
+/// A physical volume on the whole disk, with `vg0-one` at 1 MiB and `vg0-two` at
+/// 9 MiB, 8 MiB each.
+pub(super) fn physical_volume() -> Image {
     let image = Image::new(64 * MIB);
     let device = Loop::new(&image, 512);
     let config = format!(
@@ -229,6 +230,12 @@ fn hostile_lvm() {
         lvm("lvcreate", &args);
     }
     drop(device);
+    image
+}
+
+#[test]
+fn hostile_lvm() {
+    let image = physical_volume();
     let header = image.bytes(4096, 512);
     let n = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap());
     let (offset, len) = (n(40), n(48));
@@ -253,6 +260,34 @@ fn hostile_lvm() {
         let sum = lvm_sum(&disk.first[512 + 20..1024]);
         put(&mut disk.first, 512 + 16, sum);
     });
+    let with_text = |text: &[u8]| {
+        let copy = Image::new(64 * MIB);
+        copy.write(0, &image.bytes(0, MIB as usize));
+        copy.write(4096 + offset, text);
+        let mut header = header.clone();
+        header[48..56].copy_from_slice(&(text.len() as u64).to_le_bytes());
+        put(&mut header, 56, lvm_sum(text));
+        let sum = lvm_sum(&header[4..]);
+        put(&mut header, 0, sum);
+        copy.write(4096, &header);
+        copy
+    };
+    // Words that would command a terminal, or forge a line of a log.
+    let plain = String::from_utf8(image.bytes(text.0, len as usize)).unwrap();
+    let forged = plain.replace("\"striped\"", "\"x\n\u{1b}[2J2026 INFO all is well\"");
+    assert_ne!(plain, forged);
+    let volumes = with_text(forged.as_bytes()).detect();
+    assert_eq!(volumes[1].name, "vg0-one");
+    for volume in &volumes[1..] {
+        let Content::Unreadable(reason) = &volume.content else {
+            panic!("{volume:?}");
+        };
+        assert!(
+            reason.contains("type x\\n\\u{1b}[2J2026 INFO"),
+            "{reason:?}"
+        );
+        assert!(!reason.contains(char::is_control), "{reason:?}");
+    }
     // Numbers of the text, changed for others.
     let words = [
         &b"extent_count = "[..],
@@ -273,15 +308,7 @@ fn hostile_lvm() {
             let new = [0, 1, 3, 1 << 40, u64::MAX / 512, u64::MAX][random.below(6) as usize];
             text.splice(at..end, new.to_string().into_bytes());
         }
-        let copy = Image::new(64 * MIB);
-        copy.write(0, &image.bytes(0, MIB as usize));
-        copy.write(4096 + offset, &text);
-        let mut header = header.clone();
-        header[48..56].copy_from_slice(&(text.len() as u64).to_le_bytes());
-        put(&mut header, 56, lvm_sum(&text));
-        let sum = lvm_sum(&header[4..]);
-        put(&mut header, 0, sum);
-        copy.write(4096, &header);
+        let copy = with_text(&text);
         for volume in copy.detect() {
             let reader = VolumeReader::new(volume.mapping.clone(), vec![copy.disk()]);
             let mut byte = [0];

@@ -4,6 +4,7 @@ mod damage;
 mod logical;
 mod partitions;
 mod signatures;
+mod unreadable;
 
 use super::*;
 use std::ffi::OsStr;
