@@ -115,6 +115,10 @@ pub(crate) fn start(chain: &Chain, clients: usize, socket: &Socket) -> Result<Pr
         // than the copying: kept on the heap, reads are 2.7 times as fast.
         .env("MALLOC_MMAP_THRESHOLD_", HEAP_KEPT)
         .env("MALLOC_TRIM_THRESHOLD_", HEAP_KEPT)
+        // Small blocks that threads keep for themselves would lie between the
+        // buffers and keep them from being joined: after many reads of 1 MiB the
+        // process then holds 57 MB, without them 11 MB.
+        .env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
         .arg("--socket")
         .arg(socket.path())
         .arg(format!("json:{}", tree(chain)?));
