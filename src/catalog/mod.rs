@@ -13,14 +13,13 @@
 //! - [`schema`]: the migrations; the tree's folders are kept by triggers there;
 //! - [`query`]: what the tree asks;
 //! - [`repository`]: the directories that may hold images;
-//! - [`layout`] and [`header`]: what an image's name and first bytes say;
+//! - [`layout`]: what an image's name says;
 //! - [`walk`] and [`scan`]: finding images; [`record`]: one image by hand, and
 //!   removal; [`found`]: the rows that both write; [`relations`]: chains;
 //! - [`shapes`], [`exchange`] and [`json`]: the JSON that clients know.
 
 mod exchange;
 mod found;
-mod header;
 mod json;
 mod layout;
 mod query;

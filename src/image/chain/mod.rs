@@ -17,9 +17,11 @@
 #![deny(clippy::arithmetic_side_effects)]
 
 mod header;
+mod probe;
 mod truncation;
 
 pub use header::Header;
+pub use probe::{Probe, probe};
 
 use crate::error::{Error, Result};
 use crate::image::qemu_img;

@@ -526,8 +526,12 @@ fn a_folder_that_is_bent_while_it_is_opened() {
         std::fs::rename(&folder, &away).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &folder).unwrap();
         let process = qemu_nbd::start(&chain, 3, &socket)?;
-        // It listens when it has opened its images.
-        eventually("qemu-nbd listens", || socket.path().exists());
+        let open = PathBuf::from(format!("/proc/{}/fd", process.pid()));
+        eventually("qemu-nbd opens its image", || {
+            let open = open.read_dir().unwrap();
+            open.filter_map(|fd| fd.unwrap().path().read_link().ok())
+                .any(|file| file.ends_with("elsewhere/x.qcow2"))
+        });
         std::fs::remove_file(&folder).unwrap();
         std::fs::rename(&away, &folder).unwrap();
         Ok((process, chain))
