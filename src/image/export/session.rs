@@ -30,6 +30,10 @@ use std::time::{Duration, Instant};
 pub(super) const MAX_STARTS: u32 = 5;
 /// A process that lived this long was not a failed start.
 const PROVEN: Duration = Duration::from_secs(10);
+/// How long a process may go on in silence after a request has run out of time, in
+/// time-outs of a request. More than one: the kernel tries a failed read again, and
+/// who reads from a disk that hangs should get an error after that, not wait on.
+const STUCK: u32 = 2;
 /// How often the socket of a starting process is tried.
 const POLL: Duration = Duration::from_micros(500);
 /// How long a process that hung up may take to say why.
@@ -463,9 +467,8 @@ impl Deadlines for Session {
 }
 
 impl Session {
-    /// Whether the present process has been silent for as long as a request may
-    /// take, after one has run out of time. One that is only slow answers late,
-    /// and goes on.
+    /// Whether the present process has been silent for [`STUCK`] time-outs after a
+    /// request has run out of time. One that is only slow answers late, and goes on.
     fn is_stuck(&self, now: Instant, expired: bool) -> bool {
         let answered = self.requests.load(Ordering::Relaxed);
         let mut state = self.state.lock();
@@ -485,7 +488,7 @@ impl Session {
                 answered,
             });
         }
-        let limit = self.options.request_timeout;
+        let limit = self.options.request_timeout.saturating_mul(STUCK);
         state
             .silence
             .take_if(|s| now.saturating_duration_since(s.since) >= limit)

@@ -845,6 +845,38 @@ fn nothing_is_left_behind() {
     assert!(out.status.success() && said.contains("1 passed"), "{said}");
 }
 
+/// Megabytes that a process has for itself alone.
+fn private_memory(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+    let kilobytes = private.map(|line| line.split_whitespace().nth(1).unwrap());
+    kilobytes.map(|k| k.parse::<u64>().unwrap()).sum::<u64>() / 1024
+}
+
+/// A slot may be kept for days after a large read.
+#[test]
+fn reads_leave_little_memory_behind() {
+    let place = Place::new();
+    let image = place.create("big.qcow2", &["128M"]);
+    place.write(&image, &["write -P 0x77 0 128M"]);
+    let export = Export::open(&image, "qcow2", &place.options()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let export = &export;
+            scope.spawn(move || {
+                let mut buf = vec![0; 1 << 20];
+                for n in 0..128 {
+                    export
+                        .read_at(((n * 4 + thread) % 128) << 20, &mut buf)
+                        .unwrap();
+                }
+            });
+        }
+    });
+    let megabytes = private_memory(export.pid());
+    assert!(megabytes <= 14, "{megabytes} MB");
+}
+
 /// Prints the throughput of 512 KiB reads, four in flight.
 #[test]
 #[ignore = "a measurement"]
