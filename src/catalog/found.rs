@@ -1,10 +1,10 @@
 //! The rows of backups that were found, not told by the hub: what an image's
 //! header makes of its row, and how a backup and its context come to be.
 
-use super::header::{self, Header};
 use super::identity::ImageIdentity;
 use super::shapes::rfc3339;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::image::chain::{self, Probe};
 use rusqlite::{Connection, OptionalExtension};
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -20,14 +20,16 @@ pub(super) struct State {
 }
 
 /// What an examined image is.
-pub(super) type Examined = std::result::Result<Header, String>;
+pub(super) type Examined = std::result::Result<Probe, String>;
 
 /// Reads what an image says of itself, in the format given.
 pub(super) fn examine(path: &Path, format: &str) -> Examined {
-    match format {
-        "raw" => header::read_raw(path),
-        _ => header::read_qcow2(path),
-    }
+    chain::probe(path, format).map_err(|e| match e {
+        // The path is told beside it.
+        Error::ImageInvalid { reason, .. } | Error::Unsupported { reason, .. } => reason,
+        Error::Io { source, .. } => source.to_string(),
+        other => other.to_string(),
+    })
 }
 
 /// The state of an image that was examined. The backing file's name is made
@@ -38,17 +40,20 @@ pub(super) fn describe(
 ) -> (&'static str, Option<String>, Option<i64>, Option<String>) {
     match examined {
         Err(reason) => ("failed", Some(reason.clone()), None, None),
-        Ok(header) => {
-            let status = if header.being_written {
+        Ok(probe) => {
+            let status = if probe.being_written {
                 "in_progress"
             } else {
                 "completed"
             };
-            let backing = header.backing.as_ref().map(|name| absolute(name, real));
+            let backing = probe
+                .backing_file
+                .as_ref()
+                .map(|name| absolute(&name.to_string_lossy(), real));
             (
                 status,
                 None,
-                i64::try_from(header.virtual_size).ok(),
+                i64::try_from(probe.virtual_size).ok(),
                 backing,
             )
         }

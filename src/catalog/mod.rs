@@ -13,7 +13,7 @@
 //! - [`schema`]: the migrations; the tree's folders are kept by triggers there;
 //! - [`query`]: what the tree asks;
 //! - [`repository`]: the directories that may hold images;
-//! - [`layout`] and [`header`]: what an image's name and first bytes say;
+//! - [`layout`]: what an image's name says;
 //! - [`walk`] and [`scan`]: finding images; [`record`]: one image by hand, and
 //!   removal; [`found`]: the rows that both write; [`relations`]: chains;
 //! - [`identity`]: whether a file is still the one that a row speaks of;
@@ -21,7 +21,6 @@
 
 mod exchange;
 mod found;
-mod header;
 mod identity;
 mod json;
 mod layout;

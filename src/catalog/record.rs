@@ -71,7 +71,7 @@ impl Catalog {
         let examined = found::examine(Path::new(&path), &new.format);
         match &examined {
             Err(reason) => return Err(Error::image(Path::new(&path), reason)),
-            Ok(header) if header.being_written => {
+            Ok(probe) if probe.being_written => {
                 return Err(Error::image(Path::new(&path), "is being written by QEMU"));
             }
             Ok(_) => {}

@@ -7,7 +7,7 @@
 mod session;
 
 use super::Completion;
-use super::chain;
+use super::chain::{self, FileIdentity};
 use super::nbd::Request;
 use super::qemu_nbd;
 use crate::error::{Error, Result};
@@ -53,8 +53,8 @@ pub struct Allocation {
 
 /// One image held open by `qemu-nbd`.
 ///
-/// Dropping it ends the process; whatever is still under way is answered with
-/// an error.
+/// Dropping it ends the process and waits for nothing; whatever is still under
+/// way is answered with an error.
 pub struct Export {
     session: Handle,
     uri: String,
@@ -67,8 +67,8 @@ impl Export {
     /// Those of [`chain::check`]; `Qemu` with what the process said; `TimedOut`;
     /// `Invalid` for an unfit runtime directory.
     pub fn open(image: &Path, format: &str, options: &ExportOptions) -> Result<Arc<Self>> {
-        let socket = qemu_nbd::socket_path(&options.runtime_dir)?;
-        let uri = qemu_nbd::uri(&socket);
+        let socket = qemu_nbd::socket(&options.runtime_dir)?;
+        let uri = socket.uri();
         let (path, format, repositories) = (
             image.to_owned(),
             format.to_owned(),
@@ -102,6 +102,12 @@ impl Export {
     /// The export's NBD URI. It stays the same over restarts of the process.
     pub fn uri(&self) -> String {
         self.uri.clone()
+    }
+
+    /// The image's file as it was when it was opened. A process is started again
+    /// only for the same files.
+    pub fn identity(&self) -> FileIdentity {
+        self.session.identity()
     }
 
     /// Process id of the running `qemu-nbd`; 0 while there is none.

@@ -12,6 +12,7 @@
 //! - [`export`] owns the process and the connections, and starts them again;
 //! - `qemu_nbd` is the process, `qemu_img` a question to its sibling;
 //! - `nbd` is the protocol, `deadline` the clock of its requests;
+//! - `reaper` sees to what has ended, so that no drop waits;
 //! - [`cache`] keeps metadata blocks of all disks, one bounded LRU;
 //! - [`patience`] says how long the work of a thread may take;
 //! - [`disk`] is what the layers above see: cached reads for parsers, direct
@@ -26,11 +27,13 @@ pub(crate) mod nbd;
 pub mod patience;
 pub(crate) mod qemu_img;
 pub(crate) mod qemu_nbd;
+mod reaper;
 
 use crate::error::Result;
 use bytes::BytesMut;
 
 pub use cache::BlockCache;
+pub use chain::FileIdentity;
 pub use disk::Disk;
 pub use export::{Allocation, Export, ExportOptions};
 

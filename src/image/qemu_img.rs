@@ -1,6 +1,7 @@
 //! A question to `qemu-img`, with an end: time and output are bounded.
 
 use crate::error::{Error, Result};
+use crate::image::reaper;
 use crate::sys::spawn_bound;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read};
@@ -57,9 +58,7 @@ pub(crate) fn run(arguments: &[&str], image: &Path, folder: &Path) -> Result<Vec
         }
     })();
     if answer.is_err() {
-        // It may have ended by itself.
-        let _ = child.kill();
-        crate::image::qemu_nbd::reap(child);
+        reaper::end(child);
     }
     answer
 }

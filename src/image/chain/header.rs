@@ -58,7 +58,8 @@ pub(super) struct Tables {
 }
 
 impl Header {
-    /// Reads the header of the image at `path`. Opens nothing else.
+    /// Reads the header of the image at `path`. Opens nothing else, and follows no
+    /// symbolic link at its end.
     ///
     /// # Errors
     /// `ImageMissing`, `Io`; `ImageInvalid` when the file is not a whole qcow2
@@ -140,7 +141,11 @@ impl Header {
                 "the qcow2 header is damaged: impossible reference counts",
             ));
         }
-        if tables.l1_at.saturating_add(l1_len) > len || tables.refcount_at >= len {
+        // Both are written in full when they are made.
+        let refcount_len = tables.refcount_clusters.saturating_mul(cluster_size);
+        if tables.l1_at.saturating_add(l1_len) > len
+            || tables.refcount_at.saturating_add(refcount_len) > len
+        {
             return Err(bad(
                 "the qcow2 image is truncated: it ends before its tables do",
             ));
@@ -221,21 +226,20 @@ pub(super) fn open(path: &Path, used_by: &str) -> Result<(File, u64)> {
         },
         _ => Error::io(format!("{} ({used_by})", path.display()), e),
     };
-    let path = path.canonicalize().map_err(failed)?;
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
     let regular = |meta: &std::fs::Metadata| match meta.is_file() {
         true => Ok(()),
         false => Err(Error::image(
-            &path,
+            path,
             format!("not a regular file ({used_by})"),
         )),
     };
     // Asked first, because opening a device can have effects.
-    regular(&path.metadata().map_err(failed)?)?;
+    regular(&path.symlink_metadata().map_err(failed)?)?;
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(flags)
-        .open(&path)
+        .open(path)
         .map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
     regular(&meta)?;

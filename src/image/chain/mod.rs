@@ -6,13 +6,22 @@
 //! named is one that may be opened does a qemu program open any. Then `qemu-img`
 //! is asked for its view of the chain, and both must agree: a difference would
 //! mean that we check something other than what qemu opens.
+//!
+//! Paths can lead elsewhere between the check and the use. So the process that
+//! serves the chain is told each file and each format, whatever the headers say
+//! by then, and when it has opened them its open files are held against the
+//! checked ones ([`Chain::verify_opened`]). What goes unnoticed is only what
+//! leaves inode, size and times as they were: a change within the resolution of
+//! the file system's clock.
 
 #![deny(clippy::arithmetic_side_effects)]
 
 mod header;
+mod probe;
 mod truncation;
 
 pub use header::Header;
+pub use probe::{Probe, probe};
 
 use crate::error::{Error, Result};
 use crate::image::qemu_img;
@@ -22,14 +31,22 @@ use std::collections::HashSet;
 use std::fs::Metadata;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 /// Longest chain. QEMU itself opens no more than some hundreds.
 const MAX_DEPTH: usize = 1000;
 /// How many checked chains are remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+/// Pauses between looks at what a process has open, before it is refused.
+const LOOKS: [Duration; 3] = [
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+];
 
 /// An image and all that it depends on, top first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,23 +69,45 @@ pub struct ChainImage {
     identities: Vec<Identity>,
 }
 
+/// What tells that a file still has the content that it had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FileIdentity {
+    /// Device number of the file system.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Last change of the content, seconds since 1970 …
+    pub mtime: i64,
+    /// … and nanoseconds.
+    pub mtime_nsec: i64,
+}
+
+impl From<&Metadata> for FileIdentity {
+    fn from(meta: &Metadata) -> Self {
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            mtime: meta.mtime(),
+            mtime_nsec: meta.mtime_nsec(),
+        }
+    }
+}
+
 /// What tells that a file is still the one that was checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
+    file: FileIdentity,
+    /// Changes with everything, names and rights included, and nobody can set it.
     changed: (i64, i64),
 }
 
 impl From<&Metadata> for Identity {
     fn from(meta: &Metadata) -> Self {
         Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
+            file: meta.into(),
             changed: (meta.ctime(), meta.ctime_nsec()),
         }
     }
@@ -81,21 +120,62 @@ impl ChainImage {
 }
 
 impl Chain {
-    /// Looks whether all files are still those that were checked. Called when a
-    /// process has opened them, this closes the gap between check and use.
+    /// All files, top first, as they were when they were checked.
+    pub fn files(&self) -> impl Iterator<Item = (PathBuf, FileIdentity)> {
+        self.images.iter().flat_map(|image| {
+            let identities = image.identities.iter().map(|i| i.file);
+            image.files().cloned().zip(identities)
+        })
+    }
+
+    /// Looks at the files that a process has open: each must be one that was
+    /// checked, and unchanged since. However paths were bent in between, it reads
+    /// nothing else. A process that is gone has nothing open.
     ///
     /// # Errors
-    /// `ImageInvalid` for the first that is not.
-    pub fn verify_unchanged(&self) -> Result<()> {
-        for image in &self.images {
-            for (file, checked) in image.files().zip(&image.identities) {
-                let now = file.symlink_metadata().map(|m| Identity::from(&m)).ok();
-                if now != Some(*checked) {
-                    return Err(Error::image(
-                        file,
-                        "the file was changed while it was opened",
-                    ));
-                }
+    /// `ImageInvalid` for the first other one; `Io` when the process's files
+    /// cannot be looked at.
+    pub(crate) fn verify_opened(&self, pid: u32) -> Result<()> {
+        // A library may be reading a file of the system at this moment: only what
+        // stays open counts.
+        for pause in LOOKS {
+            if self.look_at_opened(pid).is_ok() {
+                return Ok(());
+            }
+            std::thread::sleep(pause);
+        }
+        self.look_at_opened(pid)
+    }
+
+    fn look_at_opened(&self, pid: u32) -> Result<()> {
+        let failed = |e| Error::io(format!("the open files of process {pid}"), e);
+        let folder = PathBuf::from(format!("/proc/{pid}/fd"));
+        for entry in folder.read_dir().map_err(failed)? {
+            let entry = entry.map_err(failed)?.path();
+            let meta = match entry.metadata() {
+                Ok(meta) => meta,
+                // Closed meanwhile.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(failed(e)),
+            };
+            let kind = meta.file_type();
+            // Sockets, pipes, /dev/null; what has no name at all is no kind of file.
+            if !kind.is_file() && !kind.is_block_device() && !kind.is_dir() {
+                continue;
+            }
+            let identity = Identity::from(&meta);
+            let checked = self.images.iter().flat_map(|i| &i.identities);
+            if !checked.clone().any(|checked| *checked == identity) {
+                let same = |c: &Identity| {
+                    (c.file.device, c.file.inode) == (identity.file.device, identity.file.inode)
+                };
+                let reason = if checked.clone().any(same) {
+                    "the file was changed while it was opened"
+                } else {
+                    "the process opened this file in place of one that was checked; refused"
+                };
+                let path = entry.read_link().unwrap_or(entry);
+                return Err(Error::image(&path, reason));
             }
         }
         Ok(())

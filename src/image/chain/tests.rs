@@ -79,14 +79,35 @@ fn a_whole_chain_with_links_and_formats() {
         (&root.join("bottom.raw"), "raw", 1 << 20),
     ];
     assert_eq!(found, expected);
-    chain.verify_unchanged().unwrap();
+    let mut reader = Command::new("sleep");
+    let all = ["top.qcow2", "sub/first.qcow2", "bottom.raw"];
+    let mut reader = reader
+        .arg("60")
+        .stdin(std::fs::File::open(place.path(all[0])).unwrap())
+        .stdout(std::fs::File::open(place.path(all[1])).unwrap())
+        .stderr(std::fs::File::open(place.path(all[2])).unwrap())
+        .spawn()
+        .unwrap();
+    // Its libraries are open for a moment.
+    std::thread::sleep(Duration::from_millis(300));
+    chain.verify_opened(reader.id()).unwrap();
 
     // The second check does not start qemu-img.
     let started = std::time::Instant::now();
     assert_eq!(place.check(&top).unwrap(), chain);
     println!("second check: {:?}", started.elapsed());
     std::fs::write(place.path("bottom.raw"), vec![8; 1 << 20]).unwrap();
-    assert!(chain.verify_unchanged().is_err());
+    let error = chain.verify_opened(reader.id()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("bottom.raw: the file was changed"),
+        "{error}"
+    );
+    let other = Chain::default().verify_opened(reader.id()).unwrap_err();
+    assert!(other.to_string().contains("in place of"), "{other}");
+    reader.kill().unwrap();
+    reader.wait().unwrap();
     assert_ne!(place.check(&top).unwrap(), chain);
 }
 

@@ -4,14 +4,15 @@
 //! When a connection breaks, everything goes back to the front of the queue, a
 //! thread of its own starts a fresh process, and the queue is sent again. What
 //! is damaged in the image is an error of the requests that touch it; what
-//! happens to the process is only a pause.
+//! happens to the process is only a pause. A process that is there and does not
+//! answer is given up like one that died.
 //!
 //! Locks: [`Session::state`] is taken with no other lock held, and let go before
 //! a connection's locks are taken or a completion is called.
 
 use super::ExportOptions;
 use crate::error::{Error, Result};
-use crate::image::chain::Chain;
+use crate::image::chain::{Chain, FileIdentity};
 use crate::image::deadline::{self, Deadlines};
 use crate::image::nbd::connection::timed_out;
 use crate::image::nbd::handshake::Negotiated;
@@ -29,6 +30,10 @@ use std::time::{Duration, Instant};
 pub(super) const MAX_STARTS: u32 = 5;
 /// A process that lived this long was not a failed start.
 const PROVEN: Duration = Duration::from_secs(10);
+/// How long a process may go on in silence after a request has run out of time, in
+/// time-outs of a request. More than one: the kernel tries a failed read again, and
+/// who reads from a disk that hangs should get an error after that, not wait on.
+const STUCK: u32 = 2;
 /// How often the socket of a starting process is tried.
 const POLL: Duration = Duration::from_micros(500);
 /// How long a process that hung up may take to say why.
@@ -45,6 +50,8 @@ pub(super) struct Session {
     image: PathBuf,
     /// What the server offers; a fresh process must offer the same size.
     pub(super) negotiated: Negotiated,
+    /// The files; a fresh process must read the same.
+    files: Vec<(PathBuf, FileIdentity)>,
     options: ExportOptions,
     launch: Launch,
     state: Mutex<State>,
@@ -61,6 +68,15 @@ struct State {
     queue: VecDeque<Request>,
     /// Starts since the last one that was good for something.
     fruitless: u32,
+    silence: Option<Silence>,
+}
+
+/// A request of the present process has run out of time, and nothing was answered
+/// since.
+struct Silence {
+    since: Instant,
+    /// What [`Session::requests`] was then.
+    answered: u64,
 }
 
 enum Phase {
@@ -76,6 +92,7 @@ enum Phase {
 struct Running {
     process: Process,
     connections: Vec<Arc<Connection>>,
+    files: Vec<(PathBuf, FileIdentity)>,
     since: Instant,
 }
 
@@ -107,17 +124,20 @@ impl Session {
         };
         let pid = running.process.pid();
         let connections = running.connections.clone();
+        let files = running.files.clone();
         let session = Arc::new_cyclic(|this| Session {
             this: Weak::clone(this),
             what: image.display().to_string().into(),
             image: image.to_owned(),
             negotiated,
+            files,
             options: options.clone(),
             launch,
             state: Mutex::new(State {
                 phase: Phase::Up(running),
                 queue: VecDeque::new(),
                 fruitless: 0,
+                silence: None,
             }),
             fruitful: AtomicBool::new(false),
             pid: AtomicU32::new(pid),
@@ -133,6 +153,10 @@ impl Session {
         let this: Weak<dyn Deadlines> = handle.this.clone();
         deadline::watch(this, period).map_err(|e| Error::io(&*handle.what, e))?;
         Ok(handle)
+    }
+
+    pub(super) fn identity(&self) -> FileIdentity {
+        self.files.first().map(|(_, f)| *f).unwrap_or_default()
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -158,26 +182,32 @@ impl Session {
     }
 
     pub(super) fn submit(&self, request: Request) {
-        {
-            let mut state = self.state.lock();
-            state.queue.push_back(request);
-            match state.phase {
-                Phase::Up(_) | Phase::Restarting => {}
-                Phase::Down => {
-                    state.phase = Phase::Restarting;
-                    drop(state);
-                    self.restart_elsewhere(None, "it was not running");
-                    return;
-                }
-                Phase::Closed => {
-                    let late = std::mem::take(&mut state.queue);
-                    drop(state);
-                    late.into_iter().for_each(|r| r.fail(self.gone()));
-                    return;
-                }
+        if self.enqueue(|queue| queue.push_back(request)) {
+            self.dispatch();
+        }
+    }
+
+    /// Puts requests into the queue and sees to it that somebody will send or fail
+    /// them; whether there is a process to send them to now.
+    fn enqueue(&self, put: impl FnOnce(&mut VecDeque<Request>)) -> bool {
+        let mut state = self.state.lock();
+        put(&mut state.queue);
+        match state.phase {
+            Phase::Up(_) => true,
+            Phase::Down if !state.queue.is_empty() => {
+                state.phase = Phase::Restarting;
+                drop(state);
+                self.restart_elsewhere(None, "it was not running");
+                false
+            }
+            Phase::Restarting | Phase::Down => false,
+            Phase::Closed => {
+                let late = std::mem::take(&mut state.queue);
+                drop(state);
+                late.into_iter().for_each(|r| r.fail(self.gone()));
+                false
             }
         }
-        self.dispatch();
     }
 
     /// Sends as much of the queue as the connections take.
@@ -209,17 +239,8 @@ impl Session {
     }
 
     /// Puts requests back to the front, in their order.
-    fn requeue(&self, requests: Vec<Request>) {
-        let mut state = self.state.lock();
-        if matches!(state.phase, Phase::Closed) {
-            drop(state);
-            requests.into_iter().for_each(|r| r.fail(self.gone()));
-        } else {
-            requests
-                .into_iter()
-                .rev()
-                .for_each(|r| state.queue.push_front(r));
-        }
+    pub(super) fn requeue(&self, requests: Vec<Request>) {
+        self.enqueue(|queue| requests.into_iter().rev().for_each(|r| queue.push_front(r)));
     }
 
     /// Lets the connections receive.
@@ -260,6 +281,7 @@ impl Session {
             mut process,
             connections,
             since,
+            ..
         }) = dead
         {
             connections.iter().for_each(|c| c.close());
@@ -317,6 +339,12 @@ impl Session {
                 "the size of the disk has changed",
             ));
         }
+        if let Some(changed) = first_changed(&self.files, &running.files) {
+            return Err(Error::image(
+                changed,
+                "the file was changed while it was in use; run sendense catalog scan",
+            ));
+        }
         if let Err(e) = self.receive(&running.connections) {
             running.connections.iter().for_each(|c| c.close());
             return Err(e);
@@ -337,6 +365,7 @@ impl Session {
         self.pid.store(running.process.pid(), Ordering::Relaxed);
         self.restarts.fetch_add(1, Ordering::Relaxed);
         state.phase = Phase::Up(running);
+        state.silence = None;
         Ok(())
     }
 
@@ -390,9 +419,6 @@ impl Owner for Session {
                 Phase::Up(r) if r.connections.iter().any(|c| Arc::ptr_eq(c, connection)) => {
                     std::mem::replace(&mut state.phase, Phase::Restarting)
                 }
-                Phase::Down if !state.queue.is_empty() => {
-                    std::mem::replace(&mut state.phase, Phase::Restarting)
-                }
                 // An older process's: what it held goes to the present one.
                 _ => {
                     drop(state);
@@ -426,12 +452,61 @@ impl Deadlines for Session {
                 _ => Vec::new(),
             }
         };
-        late.extend(connections.iter().flat_map(|c| c.expire(now)));
+        let unanswered: Vec<_> = connections.iter().flat_map(|c| c.expire(now)).collect();
+        if self.is_stuck(now, !unanswered.is_empty()) {
+            tracing::warn!(image = %self.what, "qemu-nbd answers nothing; giving it up");
+            // What follows is as if it had hung up.
+            connections.iter().for_each(|c| c.close());
+        }
+        late.extend(unanswered);
         for request in late {
             let error = timed_out(&self.what, &request, self.options.request_timeout);
             request.fail(error);
         }
     }
+}
+
+impl Session {
+    /// Whether the present process has been silent for [`STUCK`] time-outs after a
+    /// request has run out of time. One that is only slow answers late, and goes on.
+    fn is_stuck(&self, now: Instant, expired: bool) -> bool {
+        let answered = self.requests.load(Ordering::Relaxed);
+        let mut state = self.state.lock();
+        if !matches!(state.phase, Phase::Up(_)) {
+            return false;
+        }
+        if state
+            .silence
+            .as_ref()
+            .is_some_and(|s| s.answered != answered)
+        {
+            state.silence = None;
+        }
+        if expired && state.silence.is_none() {
+            state.silence = Some(Silence {
+                since: now,
+                answered,
+            });
+        }
+        let limit = self.options.request_timeout.saturating_mul(STUCK);
+        state
+            .silence
+            .take_if(|s| now.saturating_duration_since(s.since) >= limit)
+            .is_some()
+    }
+}
+
+/// The first file that is not what it was.
+fn first_changed<'a>(
+    before: &'a [(PathBuf, FileIdentity)],
+    now: &'a [(PathBuf, FileIdentity)],
+) -> Option<&'a Path> {
+    let differs = before.iter().zip(now).find(|(before, now)| before != now);
+    let more = before.get(now.len()).or_else(|| now.get(before.len()));
+    differs
+        .map(|(_, now)| now)
+        .or(more)
+        .map(|(path, _)| &**path)
 }
 
 /// Starts a process and connects to it.
@@ -470,10 +545,13 @@ fn start(launch: &Launch, options: &ExportOptions) -> Result<Running> {
         }
     }
     // What was checked must be what was opened.
-    chain.verify_unchanged()?;
+    chain
+        .verify_opened(process.pid())
+        .map_err(|e| process.ended(Duration::ZERO).unwrap_or(e))?;
     Ok(Running {
         process,
         connections,
+        files: chain.files().collect(),
         since: Instant::now(),
     })
 }

@@ -90,16 +90,16 @@ impl Place {
 
     /// An export served by nbdkit.
     fn nbdkit(&self, arguments: &[&str], options: &ExportOptions) -> Result<Arc<Export>> {
-        let socket = qemu_nbd::socket_path(&options.runtime_dir)?;
-        let uri = qemu_nbd::uri(&socket);
+        let socket = qemu_nbd::socket(&options.runtime_dir)?;
+        let uri = socket.uri();
         let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
         let launch = move || {
             let mut command = Command::new("nbdkit");
             command
                 .args(["-f", "-r", "-U"])
-                .arg(&socket)
+                .arg(socket.path())
                 .args(&arguments);
-            let process = Process::spawn("nbdkit", command, "nbdkit".into(), socket.clone())?;
+            let process = Process::spawn("nbdkit", command, "nbdkit".into(), &socket)?;
             Ok((process, Chain::default()))
         };
         Export::launch(Path::new("nbdkit"), uri, Box::new(launch), options)
@@ -399,7 +399,7 @@ fn a_killed_idle_process_is_started_again() {
 fn a_hung_process_times_out_and_goes_on_later() {
     let place = Place::new();
     let mut options = place.options();
-    options.request_timeout = Duration::from_millis(400);
+    options.request_timeout = Duration::from_millis(600);
     let export = Export::open(&place.image(), "qcow2", &options).unwrap();
     signal(export.pid(), nix::sys::signal::SIGSTOP);
     let tally = Arc::new(Tally::default());
@@ -419,8 +419,7 @@ fn a_hung_process_times_out_and_goes_on_later() {
             .all(|a| matches!(a, Err(Error::TimedOut { .. })))
     );
     let took = started.elapsed();
-    assert!((400..900).contains(&took.as_millis()), "{took:?}");
-    assert!(matches!(read(&export, 0, 10), Err(Error::TimedOut { .. })));
+    assert!((600..900).contains(&took.as_millis()), "{took:?}");
     signal(export.pid(), nix::sys::signal::SIGCONT);
     for _ in 0..100 {
         assert_eq!(read(&export, 1_000_000, 10).unwrap(), [0x42; 10]);
@@ -433,6 +432,114 @@ fn a_hung_process_times_out_and_goes_on_later() {
     signal(export.pid(), nix::sys::signal::SIGKILL);
     eventually("started again", || export.restarts() == 1);
     assert_eq!(read(&export, 1_000_000, 10).unwrap(), [0x42; 10]);
+}
+
+#[test]
+fn a_process_that_hangs_on_is_started_again() {
+    let place = Place::new();
+    let mut options = place.options();
+    options.request_timeout = Duration::from_millis(400);
+    let export = Export::open(&place.image(), "qcow2", &options).unwrap();
+    assert_eq!(read(&export, 0, 10).unwrap(), [0x41; 10]);
+    let hung = export.pid();
+    signal(hung, nix::sys::signal::SIGSTOP);
+    let tally = Arc::new(Tally::default());
+    // More than the connections have places for.
+    for i in 0..100 {
+        export.submit(32 << 20, BytesMut::zeroed(70_000), tally.slot(i));
+    }
+    assert!(tally.wait(100).iter().all(Result::is_err));
+    // Nobody has to ask for it.
+    eventually("started again", || export.restarts() == 1);
+    for _ in 0..100 {
+        assert_eq!(read(&export, 1_000_000, 10).unwrap(), [0x42; 10]);
+    }
+    eventually("the hung one is gone", || {
+        !Path::new(&format!("/proc/{hung}")).exists()
+    });
+    assert_eq!(export.restarts(), 1);
+}
+
+#[test]
+fn what_comes_back_to_the_queue_after_giving_up_is_tried_again() {
+    let place = Place::new();
+    let image = place.image();
+    let export = Export::open(&image, "qcow2", &place.options()).unwrap();
+    let away = place.repo("away");
+    std::fs::rename(&image, &away).unwrap();
+    signal(export.pid(), nix::sys::signal::SIGKILL);
+    while read(&export, 0, 10).is_ok() {}
+    std::fs::rename(&away, &image).unwrap();
+    let tally = Arc::new(Tally::default());
+    let deadline = export.session.deadline();
+    let buf = BytesMut::zeroed(3);
+    let started = Instant::now();
+    export
+        .session
+        .requeue(vec![Request::read(0, 3, buf, deadline, tally.slot(0))]);
+    assert_eq!(tally.wait(1).remove(0).unwrap()[..], [0x41; 3]);
+    assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_file_that_changed_is_not_read_on() {
+    let place = Place::new();
+    let below = place.image();
+    let top = place.create("top.qcow2", &["-F", "qcow2", "-b", "disk.qcow2"]);
+    let export = Export::open(&top, "qcow2", &place.options()).unwrap();
+    assert_eq!(
+        export.identity(),
+        FileIdentity::from(&top.metadata().unwrap())
+    );
+    // Of the same size, and in order.
+    place.write(&below, &["write -P 0x45 0 64k"]);
+    signal(export.pid(), nix::sys::signal::SIGKILL);
+    let error = loop {
+        if let Err(e) = read(&export, 0, 10) {
+            break e;
+        }
+    };
+    assert!(matches!(&error, Error::ImageInvalid { path, .. } if path.ends_with("disk.qcow2")));
+    assert!(error.to_string().contains("catalog scan"), "{error}");
+    assert!(read(&export, 0, 10).is_err());
+    drop(export);
+    let export = Export::open(&top, "qcow2", &place.options()).unwrap();
+    assert_eq!(read(&export, 0, 1).unwrap(), [0x45]);
+}
+
+#[test]
+fn a_folder_that_is_bent_while_it_is_opened() {
+    let place = Place::new();
+    let elsewhere = place.dir.path().join("elsewhere");
+    let (folder, away) = (place.repo("sub"), place.repo("away"));
+    for folder in [&folder, &elsewhere] {
+        std::fs::create_dir(folder).unwrap();
+        let image = place.create("x.qcow2", &["1M"]);
+        std::fs::rename(image, folder.join("x.qcow2")).unwrap();
+    }
+    let options = place.options();
+    let socket = qemu_nbd::socket(&options.runtime_dir).unwrap();
+    let image = folder.join("x.qcow2");
+    let (path, repositories) = (image.clone(), options.repositories.clone());
+    let launch = move || {
+        let chain = chain::check(&path, "qcow2", &repositories)?;
+        std::fs::rename(&folder, &away).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &folder).unwrap();
+        let process = qemu_nbd::start(&chain, 3, &socket)?;
+        let open = PathBuf::from(format!("/proc/{}/fd", process.pid()));
+        eventually("qemu-nbd opens its image", || {
+            let open = open.read_dir().unwrap();
+            open.filter_map(|fd| fd.unwrap().path().read_link().ok())
+                .any(|file| file.ends_with("elsewhere/x.qcow2"))
+        });
+        std::fs::remove_file(&folder).unwrap();
+        std::fs::rename(&away, &folder).unwrap();
+        Ok((process, chain))
+    };
+    let error = Export::launch(&image, String::new(), Box::new(launch), &options);
+    let error = error.err().expect("another file was read").to_string();
+    assert!(error.contains("elsewhere/x.qcow2"), "{error}");
+    assert!(error.contains("in place of"), "{error}");
 }
 
 #[test]
@@ -460,7 +567,7 @@ fn a_process_that_dies_each_time_fails_its_requests() {
     let image = place.image();
     let counter = Arc::new(AtomicUsize::new(0));
     let options = place.options();
-    let socket = qemu_nbd::socket_path(&options.runtime_dir).unwrap();
+    let socket = qemu_nbd::socket(&options.runtime_dir).unwrap();
     let (starts, path, repositories) =
         (counter.clone(), image.clone(), options.repositories.clone());
     let launch = move || {
@@ -470,7 +577,7 @@ fn a_process_that_dies_each_time_fails_its_requests() {
         }
         let mut command = Command::new("sh");
         command.args(["-c", "echo 'no luck today' >&2; exit 3"]);
-        let process = Process::spawn("qemu-nbd", command, path.clone(), socket.clone())?;
+        let process = Process::spawn("qemu-nbd", command, path.clone(), &socket)?;
         Ok((process, Chain::default()))
     };
     let export = Export::launch(&image, String::new(), Box::new(launch), &options).unwrap();
@@ -591,8 +698,8 @@ fn delays_beyond_the_time_out_and_late_replies() {
     let place = Place::new();
     for more in [&[][..], &["--no-sr"]] {
         let mut options = place.options();
-        options.request_timeout = Duration::from_millis(150);
-        let arguments = [more, &["--filter=delay", "pattern", "100M", "rdelay=400ms"]].concat();
+        options.request_timeout = Duration::from_millis(400);
+        let arguments = [more, &["--filter=delay", "pattern", "100M", "rdelay=600ms"]].concat();
         let export = place.nbdkit(&arguments, &options).unwrap();
         let started = Instant::now();
         let tally = Arc::new(Tally::default());
@@ -603,7 +710,7 @@ fn delays_beyond_the_time_out_and_late_replies() {
                 .iter()
                 .all(|a| matches!(a, Err(Error::TimedOut { .. })))
         );
-        assert!(started.elapsed() < Duration::from_millis(350));
+        assert!(started.elapsed() < Duration::from_millis(590));
         eventually("late replies are thrown away", || export.requests() == 20);
         assert_eq!((export.restarts(), export.bytes_read()), (0, 0));
     }
@@ -623,7 +730,7 @@ fn dropping_answers_everything() {
     let started = Instant::now();
     drop(export);
     assert!(
-        started.elapsed() < Duration::from_millis(200),
+        started.elapsed() < Duration::from_millis(20),
         "{:?}",
         started.elapsed()
     );
@@ -633,7 +740,7 @@ fn dropping_answers_everything() {
             .into_iter()
             .all(|a| matches!(a, Err(Error::Io { .. })))
     );
-    assert_eq!(place.sockets(), 0);
+    eventually("the socket is gone", || place.sockets() == 0);
 }
 
 #[test]
@@ -703,7 +810,7 @@ fn alone_nothing_is_left_behind() {
             eventually("started again", || export.restarts() == 1);
         }
         drop(export);
-        assert_eq!(place.sockets(), 0);
+        eventually("the socket is gone", || place.sockets() == 0);
         if round == 2 {
             std::thread::sleep(Duration::from_millis(200));
             before = (count("/proc/self/fd"), count("/proc/self/task"));
@@ -736,6 +843,38 @@ fn nothing_is_left_behind() {
     let said = String::from_utf8_lossy(&out.stdout);
     println!("{said}");
     assert!(out.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// Megabytes that a process has for itself alone.
+fn private_memory(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+    let kilobytes = private.map(|line| line.split_whitespace().nth(1).unwrap());
+    kilobytes.map(|k| k.parse::<u64>().unwrap()).sum::<u64>() / 1024
+}
+
+/// A slot may be kept for days after a large read.
+#[test]
+fn reads_leave_little_memory_behind() {
+    let place = Place::new();
+    let image = place.create("big.qcow2", &["128M"]);
+    place.write(&image, &["write -P 0x77 0 128M"]);
+    let export = Export::open(&image, "qcow2", &place.options()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let export = &export;
+            scope.spawn(move || {
+                let mut buf = vec![0; 1 << 20];
+                for n in 0..128 {
+                    export
+                        .read_at(((n * 4 + thread) % 128) << 20, &mut buf)
+                        .unwrap();
+                }
+            });
+        }
+    });
+    let megabytes = private_memory(export.pid());
+    assert!(megabytes <= 14, "{megabytes} MB");
 }
 
 /// Prints the throughput of 512 KiB reads, four in flight.

@@ -181,13 +181,9 @@ impl Connection {
         late
     }
 
-    /// Ends the connection, politely if that takes no time. The receiving thread
-    /// does the rest.
+    /// Ends the connection without a word, which could have to wait: the server is
+    /// killed anyway. The receiving thread does the rest.
     pub(crate) fn close(&self) {
-        let message = wire::request(wire::CMD_DISCONNECT, 0, 0, 0);
-        if let Some(_sending) = self.sending.try_lock() {
-            let _ = (&self.socket).write(&message);
-        }
         self.shut_down();
     }
 
@@ -198,7 +194,7 @@ impl Connection {
     }
 
     /// Marks the connection broken and takes what nobody has answered, in the
-    /// order of sending.
+    /// order of sending, ready to be sent elsewhere.
     fn take_all(&self) -> Vec<Request> {
         let mut table = self.table.lock();
         table.broken = true;
@@ -208,7 +204,7 @@ impl Connection {
         entries.sort_unstable_by_key(|(cookie, _)| *cookie);
         entries
             .into_iter()
-            .map(|(_, entry)| entry.request)
+            .map(|(_, entry)| entry.request.afresh())
             .collect()
     }
 }

@@ -47,7 +47,6 @@ pub(crate) const TRANSMISSION_READ_ONLY: u16 = 2;
 /// Command: read.
 pub(crate) const CMD_READ: u16 = 0;
 /// Command: disconnect.
-pub(crate) const CMD_DISCONNECT: u16 = 2;
 /// Command: block status.
 pub(crate) const CMD_BLOCK_STATUS: u16 = 7;
 

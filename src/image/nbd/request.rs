@@ -72,6 +72,14 @@ impl Request {
         matches!(self.kind, Kind::Read { .. })
     }
 
+    /// Without what has come of an unfinished reply: another will bring it all.
+    pub(super) fn afresh(mut self) -> Self {
+        if let Kind::Status { found, .. } = &mut self.kind {
+            found.clear();
+        }
+        self
+    }
+
     /// Answers with what was collected.
     pub(crate) fn succeed(mut self) {
         match &mut self.kind {

@@ -18,6 +18,18 @@ const AT: u64 = 1000;
 /// Hands on why the connection ended.
 struct Watcher(parking_lot::Mutex<mpsc::Sender<String>>, AtomicU64);
 
+/// Hands on what a connection left unfinished.
+struct Heir(parking_lot::Mutex<mpsc::Sender<Request>>);
+
+impl Owner for Heir {
+    fn answered(&self, _bytes: u64) {}
+
+    fn lost(&self, _connection: &Arc<Connection>, _reason: &str, unfinished: Vec<Request>) {
+        let sender = self.0.lock();
+        unfinished.into_iter().for_each(|r| sender.send(r).unwrap());
+    }
+}
+
 impl Owner for Watcher {
     fn answered(&self, _bytes: u64) {
         self.1.fetch_add(1, Ordering::Relaxed);
@@ -251,4 +263,40 @@ fn block_status_is_cut_and_joined() {
     for bad in [&[][..], &[(0, 0)], &[(10, 0), (0, 2)]] {
         assert!(status(bad).1.unwrap().contains("block status of nothing"));
     }
+}
+
+#[test]
+fn half_a_block_status_is_forgotten_with_its_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = std::thread::spawn(move || {
+        for flags in [0, 1] {
+            let mut socket = listener.accept().unwrap().0;
+            handshake(&mut socket);
+            let mut request = [0; 28];
+            socket.read_exact(&mut request).unwrap();
+            let cookie = u64::from_be_bytes(request[8..16].try_into().unwrap());
+            let payload = [7_u32, LEN, 3].map(u32::to_be_bytes).concat();
+            let reply = chunk(flags, wire::REPLY_BLOCK_STATUS, cookie, &payload);
+            socket.write_all(&reply).unwrap();
+        }
+    });
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let (sender, receiver) = mpsc::channel();
+    let done = move |answer| drop(sender.send(answer));
+    let (left, unfinished) = mpsc::channel();
+    let heir = Arc::new(Heir(left.into()));
+    let send = |request| {
+        let connection = Arc::new(Connection::open(&path, deadline).unwrap());
+        connection.start("the disk".into(), heir.clone()).unwrap();
+        connection.reserve();
+        assert!(connection.send(request).is_ok());
+    };
+    send(Request::status(AT, LEN, deadline, Box::new(done)));
+    send(unfinished.recv_timeout(Duration::from_secs(5)).unwrap());
+    let answer = receiver.recv_timeout(Duration::from_secs(5));
+    let answer = answer.expect("the second connection ended too");
+    assert_eq!(answer.unwrap().len(), 1);
+    server.join().unwrap();
 }
