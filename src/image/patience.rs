@@ -99,7 +99,7 @@ pub fn may_wait() -> Result<()> {
 pub fn spend() -> Result<()> {
     let spent = SPENT.get().wrapping_add(1);
     SPENT.set(spent);
-    if spent % TURNS != 0 {
+    if !spent.is_multiple_of(TURNS) {
         return Ok(());
     }
     match PATIENCE.get() {

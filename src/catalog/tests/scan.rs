@@ -331,20 +331,19 @@ fn an_image_that_is_written_is_not_complete() {
         .args([&socket, &image])
         .spawn()
         .expect("qemu-nbd is needed");
+    // It has the image open before it listens. (Looking with qemu-img before that
+    // would take the lock that it needs.)
     let deadline = Instant::now() + Duration::from_secs(60);
-    // Until QEMU itself says so.
-    loop {
-        let info = Command::new("qemu-img")
-            .args(["info", "-f", "qcow2"])
-            .arg(&image)
-            .output()
-            .unwrap();
-        if String::from_utf8_lossy(&info.stderr).contains("lock") {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{info:?}");
+    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        assert!(Instant::now() < deadline, "qemu-nbd does not listen");
         std::thread::sleep(Duration::from_millis(5));
     }
+    let info = Command::new("qemu-img")
+        .args(["info", "-f", "qcow2"])
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&info.stderr).contains("lock"));
     let during = world.scan();
     writer.kill().unwrap();
     writer.wait().unwrap();
