@@ -54,6 +54,16 @@ pub fn spawn_bound(mut command: Command) -> io::Result<Child> {
     answer.recv().map_err(|_| gone())?
 }
 
+/// Makes the allocator share one heap between all threads. By default each new
+/// thread may take a heap of its own, and every attached disk has threads.
+pub fn share_heap() {
+    // SAFETY: mallopt only sets a parameter of glibc's allocator; called before
+    // other threads start, as its documentation asks.
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Gives memory that the allocator keeps for later back to the system.
 pub fn trim_memory() {
     // SAFETY: malloc_trim has no preconditions and is thread-safe in glibc.

@@ -39,6 +39,7 @@ const LAST_READS: Duration = Duration::from_secs(3);
 /// # Errors
 /// What keeps it from serving, as a sentence that says what to do.
 pub(crate) fn run(config: &Config) -> Result<()> {
+    sys::share_heap();
     let shutdown = Shutdown::install()?;
     process::raise_open_files()?;
     gate::overlaps(config)?;

@@ -14,7 +14,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use super::attached::AttachedDisk;
@@ -31,21 +31,37 @@ const MAX_READ: u64 = 8 * 1024 * 1024;
 
 /// Buffers kept for the next read.
 const SPARE_BUFFERS: usize = 8;
+/// Their size in bytes: the most that the kernel asks for at once.
+const SPARE_SIZE: usize = 1024 * 1024;
+/// Bytes of a page of memory.
+const MEMORY_PAGE: usize = 4096;
 
 static SPARE: Mutex<Vec<BytesMut>> = Mutex::new(Vec::new());
 
 /// A buffer of `len` bytes whose content is arbitrary, from the spare ones if
 /// there is one: a fresh one of a megabyte costs page faults and clearing.
+///
+/// It begins at a page: the kernel copies page by page, and one of its pages
+/// would lie across two of ours.
 fn buffer(len: usize) -> BytesMut {
-    let mut buf = SPARE.lock().pop().unwrap_or_default();
-    buf.resize(len, 0);
+    if len <= SPARE_SIZE
+        && let Some(mut spare) = SPARE.lock().pop()
+    {
+        spare.resize(len, 0);
+        return spare;
+    }
+    let mut buf = BytesMut::with_capacity(len.max(SPARE_SIZE).saturating_add(MEMORY_PAGE));
+    // Below a page, whatever the pointer is.
+    let unaligned = buf.as_ptr().align_offset(MEMORY_PAGE).min(MEMORY_PAGE);
+    buf.resize(unaligned.saturating_add(len), 0);
+    buf.advance(unaligned);
     buf
 }
 
 /// Takes back the buffer of an answer that was sent.
 pub fn recycle(buf: BytesMut) {
     let mut spare = SPARE.lock();
-    if spare.len() < SPARE_BUFFERS && buf.capacity() >= 128 * 1024 {
+    if spare.len() < SPARE_BUFFERS && buf.capacity() >= SPARE_SIZE {
         spare.push(buf);
     }
 }
