@@ -94,6 +94,14 @@ pub enum Error {
         /// Why it cannot be read.
         reason: String,
     },
+    /// A value that is longer than can be answered at once.
+    #[error("{what}: longer than {limit} bytes")]
+    TooLarge {
+        /// The object concerned.
+        what: String,
+        /// The most that can be answered, in bytes.
+        limit: u64,
+    },
     /// Reading failed below us.
     #[error("{what}: {source}")]
     Io {
@@ -164,6 +172,7 @@ impl Error {
             Self::IsADirectory { .. } => libc::EISDIR,
             Self::Invalid(_) => libc::EINVAL,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
+            Self::TooLarge { .. } => libc::E2BIG,
             Self::NoSlot { .. } => libc::EBUSY,
             Self::WouldWait => libc::EAGAIN,
             Self::ImageMissing { .. }

@@ -401,3 +401,48 @@ fn disks_are_listed_once_whatever_their_order() {
         ]
     );
 }
+
+/// An NTFS volume through the whole way, compared with ntfs-3g.
+#[test]
+fn ntfs_is_as_ntfs_3g_sees_it() {
+    let lab = Lab::new();
+    lab.configure("");
+    let (disk, mount) = (lab.path("work/ntfs.raw"), lab.path("work/ntfs"));
+    fs::create_dir(&mount).unwrap();
+    shell(&format!(
+        "truncate -s 100M {disk:?}; mkntfs -q -F -Q -L Daten {disk:?}
+         ntfs-3g {disk:?} {mount:?}; trap 'umount {mount:?}' EXIT; cd {mount:?}
+         mkdir -p Users/Default Windows; head -c 5000000 /dev/urandom > Windows/random
+         for i in $(seq 500); do echo file $i > Users/Default/f$i; done
+         echo a > 'Grüße – 日本'; ln Windows/random hard; ln -s Users link; truncate -s 20M sparse
+         echo stream > Windows/with; setfattr -n user.note -v hidden Windows/with
+         touch -d '1999-12-31 23:59:59.1234567 UTC' Users/Default/f7; cd /"
+    ));
+    full(&lab, &disk, "windows", 0, "20251008-192431");
+    lab.scan();
+    let _daemon = Daemon::start(&lab);
+    let root = backup(&lab, "windows").join("disk0");
+    // Owners and modes are mapped by each in its own way.
+    let comparable = |mut all: support::facts::Facts| {
+        for facts in all.values_mut() {
+            facts.retain(|key, _| {
+                ["type", "size", "sha256", "mtime", "target"].contains(&key.as_str())
+            });
+            if facts["type"] == "directory" {
+                facts.remove("size");
+            }
+        }
+        all
+    };
+    fs::read_dir(&root).unwrap().count();
+    let shown = facts(&root);
+    shell(&format!("ntfs-3g -o ro {disk:?} {mount:?}"));
+    let truth = facts(&mount);
+    run("umount", [&mount]);
+    assert!(truth.len() > 500);
+    assert_same(&comparable(truth), &comparable(shown));
+    let stream = xattr::get(root.join("Windows/with"), "user.note").unwrap();
+    assert_eq!(stream.as_deref(), Some(b"hidden".as_slice()));
+    let label = xattr::get(&root, "user.sendense.label").unwrap();
+    assert_eq!(label.as_deref(), Some(b"Daten".as_slice()));
+}

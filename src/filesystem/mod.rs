@@ -9,6 +9,7 @@
 //! guests hold dates from 1601 to 2446 and beyond.
 
 pub mod ext;
+pub mod ntfs;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -225,6 +226,7 @@ pub trait FileSystem: Send + Sync {
 pub fn open(kind: &str, volume: Arc<dyn BlockRead>) -> Result<Box<dyn FileSystem>> {
     match kind {
         "ext2" | "ext3" | "ext4" => Ok(Box::new(ext::Ext::open(volume)?)),
+        "ntfs" => Ok(Box::new(ntfs::Ntfs::open(volume)?)),
         other => Err(crate::Error::Unsupported {
             what: format!("file system {other}"),
             reason: "there is no reader for this format yet".into(),

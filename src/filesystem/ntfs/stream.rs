@@ -1,0 +1,456 @@
+//! The value of an attribute put together from its pieces, and reading it.
+//!
+//! A value is one of three: bytes that stand in the MFT record, clusters that
+//! are the value, or compression units of (mostly 16) clusters that each must be
+//! decoded. Whatever lies past the initialized size reads as zeros: on disk are
+//! another file's old bytes.
+#![deny(clippy::arithmetic_side_effects)]
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::attribute::{Attribute, Body, COMPRESSED, ENCRYPTED};
+use super::boot::Boot;
+use super::compress;
+use super::decoded::{Decoded, copy_part};
+use super::field::index;
+use super::runs::{Runs, Stretch};
+use crate::error::{Error, Result};
+use crate::filesystem::Extent;
+use crate::image::BlockRead;
+
+/// The largest compression unit, in bytes: 16 clusters of 64 KiB. (Windows
+/// compresses with clusters of up to 4 KiB only.)
+const MAX_UNIT: u64 = 1 << 20;
+
+/// The volume: its clusters.
+pub(super) struct Volume {
+    pub(super) source: Arc<dyn BlockRead>,
+    pub(super) boot: Boot,
+}
+
+impl Volume {
+    /// Byte offset of a cluster. A run list never holds one past the end.
+    fn offset(&self, lcn: u64) -> u64 {
+        lcn.saturating_mul(self.boot.cluster)
+    }
+}
+
+/// How large a value is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sizes {
+    /// Length in bytes.
+    pub(super) size: u64,
+    /// Bytes that it takes on the volume (or in the MFT).
+    pub(super) allocated: u64,
+}
+
+/// The sizes that the first piece of an attribute tells.
+pub(super) fn sizes(attribute: &Attribute<'_>) -> Sizes {
+    match &attribute.body {
+        Body::Resident(value) => {
+            let size = u64::try_from(value.len()).unwrap_or(0);
+            Sizes {
+                size,
+                allocated: size.next_multiple_of(8),
+            }
+        }
+        Body::NonResident(body) => Sizes {
+            size: body.size,
+            allocated: body.on_disk,
+        },
+    }
+}
+
+/// A value.
+#[derive(Debug)]
+pub(super) struct Stream {
+    what: String,
+    size: u64,
+    initialized: u64,
+    flags: u16,
+    /// Clusters per compression unit as a power of two.
+    unit: u8,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Resident(Bytes),
+    Clusters(Runs),
+}
+
+/// One compression unit.
+enum Unit {
+    Hole,
+    Plain,
+    /// So many bytes decode to it.
+    Compressed(usize),
+}
+
+impl Stream {
+    /// The value whose first piece is `attribute`; `what` names it in errors.
+    pub(super) fn new(what: String, attribute: &Attribute<'_>, volume: &Volume) -> Result<Self> {
+        let damaged = |reason: &str| Error::corrupt(what.clone(), reason);
+        let flags = attribute.flags;
+        let body = match &attribute.body {
+            Body::Resident(value) => {
+                let size = u64::try_from(value.len()).unwrap_or(0);
+                let content = Content::Resident(Bytes::copy_from_slice(value));
+                return Ok(Self {
+                    what,
+                    size,
+                    initialized: size,
+                    flags,
+                    unit: 0,
+                    content,
+                });
+            }
+            Body::NonResident(body) => body,
+        };
+        if body.size > i64::MAX.cast_unsigned() {
+            return Err(damaged("it cannot be so long"));
+        }
+        let mut unit = 0;
+        if flags & COMPRESSED != 0 && body.unit != 0 {
+            unit = body.unit;
+            if flags & COMPRESSED != 1 {
+                return Err(Error::Unsupported {
+                    what,
+                    reason: format!("it is compressed by method {}", flags & COMPRESSED),
+                });
+            }
+            let bytes = 1u64
+                .checked_shl(unit.into())
+                .and_then(|n| n.checked_mul(volume.boot.cluster));
+            if bytes.is_none_or(|bytes| bytes > MAX_UNIT) {
+                return Err(damaged("its compression unit is too large"));
+            }
+        }
+        let content = Content::Clusters(Runs::default());
+        let (size, initialized) = (body.size, body.initialized.min(body.size));
+        let mut stream = Self {
+            what,
+            size,
+            initialized,
+            flags,
+            unit,
+            content,
+        };
+        stream.append(attribute, volume)?;
+        Ok(stream)
+    }
+
+    /// Adds the next piece.
+    pub(super) fn append(&mut self, attribute: &Attribute<'_>, volume: &Volume) -> Result<()> {
+        let damaged = |reason: &str| Error::corrupt(self.what.clone(), reason);
+        let (Content::Clusters(runs), Body::NonResident(body)) =
+            (&mut self.content, &attribute.body)
+        else {
+            return Err(damaged("its pieces are of different kinds"));
+        };
+        if body.lowest != runs.end() {
+            return Err(damaged("a piece of its run list is missing"));
+        }
+        runs.append(body.mapping, body.highest, volume.boot.clusters)
+            .map_err(damaged)
+    }
+
+    /// Length in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How many runs are held in memory.
+    pub(super) fn runs(&self) -> usize {
+        match &self.content {
+            Content::Resident(_) => 0,
+            Content::Clusters(runs) => runs.len(),
+        }
+    }
+
+    /// The clusters of the bytes `offset..offset + len`, which are within the
+    /// initialized size and not compressed: where on the volume, how many bytes.
+    fn stretches<'a>(
+        &'a self,
+        volume: &'a Volume,
+        runs: &'a Runs,
+        offset: u64,
+        len: u64,
+    ) -> impl Iterator<Item = (Option<u64>, u64)> + 'a {
+        let cluster = volume.boot.cluster;
+        let vcn = offset.checked_div(cluster).unwrap_or(0);
+        let mut skip = offset.checked_rem(cluster).unwrap_or(0);
+        let mut left = len;
+        runs.from(vcn).map_while(move |Stretch { lcn, len }| {
+            let skipped = std::mem::take(&mut skip);
+            let len = len
+                .saturating_mul(cluster)
+                .saturating_sub(skipped)
+                .min(left);
+            left = left.saturating_sub(len);
+            let place = lcn.map(|lcn| volume.offset(lcn).saturating_add(skipped));
+            (len > 0).then_some((place, len))
+        })
+    }
+
+    fn cut_short(&self) -> Error {
+        Error::corrupt(self.what.clone(), "its run list ends before its data")
+    }
+
+    fn refuse_encrypted(&self) -> Result<()> {
+        if self.flags & ENCRYPTED == 0 {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            what: self.what.clone(),
+            reason: "it is encrypted (EFS); only its owner's key can open it".into(),
+        })
+    }
+
+    /// Bytes per compression unit.
+    fn unit_size(&self, volume: &Volume) -> u64 {
+        volume
+            .boot
+            .cluster
+            .checked_shl(self.unit.into())
+            .unwrap_or(MAX_UNIT)
+            .max(1)
+    }
+
+    /// Appends the extents of `offset..offset + len`, cut at the end.
+    pub(super) fn extents(
+        &self,
+        volume: &Volume,
+        offset: u64,
+        len: u64,
+        out: &mut Vec<Extent>,
+    ) -> Result<()> {
+        self.refuse_encrypted()?;
+        let end = offset.saturating_add(len).min(self.size);
+        let runs = match &self.content {
+            Content::Resident(value) => {
+                if offset < end {
+                    out.push(Extent::Bytes(value.slice(index(offset)..index(end))));
+                }
+                return Ok(());
+            }
+            Content::Clusters(runs) => runs,
+        };
+        let written = end.min(self.initialized);
+        let mut at = offset.min(end);
+        while at < written {
+            let mut until = written;
+            if self.unit != 0 {
+                let size = self.unit_size(volume);
+                let number = at.checked_div(size).unwrap_or(0);
+                let (unit, same) = self.unit(volume, runs, number)?;
+                until = number
+                    .saturating_add(same)
+                    .saturating_mul(size)
+                    .min(written);
+                let len = until.saturating_sub(at);
+                let extent = match unit {
+                    Unit::Plain => None,
+                    Unit::Hole => Some(Extent::Hole { len }),
+                    Unit::Compressed(_) => Some(Extent::Decode { len }),
+                };
+                if let Some(extent) = extent {
+                    push(out, extent);
+                    at = until;
+                    continue;
+                }
+            }
+            for (place, len) in self.stretches(volume, runs, at, until.saturating_sub(at)) {
+                at = at.saturating_add(len);
+                push(
+                    out,
+                    match place {
+                        Some(offset) => Extent::Volume { offset, len },
+                        None => Extent::Hole { len },
+                    },
+                );
+            }
+            if at < until {
+                return Err(self.cut_short());
+            }
+        }
+        if at < end {
+            push(
+                out,
+                Extent::Hole {
+                    len: end.saturating_sub(at),
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// Fills as much of `buf` as there is from `offset`; the number of bytes.
+    /// Decoded units are kept in `cache` under the inode number with it.
+    pub(super) fn read(
+        &self,
+        volume: &Volume,
+        offset: u64,
+        buf: &mut [u8],
+        cache: Option<(&Decoded, u64)>,
+    ) -> Result<usize> {
+        self.refuse_encrypted()?;
+        let rest = index(self.size.saturating_sub(offset));
+        let (buf, _) = buf.split_at_mut(rest.min(buf.len()));
+        let runs = match &self.content {
+            Content::Resident(value) => {
+                let from = value.get(index(offset)..).unwrap_or_default();
+                for (to, from) in buf.iter_mut().zip(from) {
+                    *to = *from;
+                }
+                return Ok(buf.len());
+            }
+            Content::Clusters(runs) => runs,
+        };
+        let written = index(self.initialized.saturating_sub(offset)).min(buf.len());
+        let (data, zeros) = buf.split_at_mut(written);
+        zeros.fill(0);
+        if self.unit == 0 {
+            self.read_plain(volume, runs, offset, data)?;
+        } else {
+            self.read_units(volume, runs, offset, data, cache)?;
+        }
+        Ok(buf.len())
+    }
+
+    fn read_plain(&self, volume: &Volume, runs: &Runs, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let mut rest = buf;
+        let len = u64::try_from(rest.len()).unwrap_or(u64::MAX);
+        for (place, len) in self.stretches(volume, runs, offset, len) {
+            let (piece, after) = rest.split_at_mut(index(len).min(rest.len()));
+            rest = after;
+            match place {
+                Some(place) => volume.source.read_at(place, piece)?,
+                None => piece.fill(0),
+            }
+        }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(self.cut_short())
+        }
+    }
+
+    fn read_units(
+        &self,
+        volume: &Volume,
+        runs: &Runs,
+        offset: u64,
+        buf: &mut [u8],
+        cache: Option<(&Decoded, u64)>,
+    ) -> Result<()> {
+        let size = self.unit_size(volume);
+        let mut rest = buf;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let number = at.checked_div(size).unwrap_or(0);
+            let skip = at.checked_rem(size).unwrap_or(0);
+            let len = index(size.saturating_sub(skip)).min(rest.len());
+            let (piece, after) = rest.split_at_mut(len);
+            rest = after;
+            match self.unit(volume, runs, number)?.0 {
+                Unit::Hole => piece.fill(0),
+                Unit::Plain => self.read_plain(volume, runs, at, piece)?,
+                Unit::Compressed(packed) => {
+                    let start = at.saturating_sub(skip);
+                    // Nothing is left to read again of a unit that is read whole.
+                    if len == index(size) {
+                        self.decode(volume, runs, start, packed, piece)?;
+                    } else {
+                        let decode = || {
+                            let mut unit = vec![0; index(size)];
+                            self.decode(volume, runs, start, packed, &mut unit)?;
+                            Ok(Bytes::from(unit))
+                        };
+                        let unit = match cache {
+                            Some((cache, ino)) => cache.get(ino, number, decode)?,
+                            None => decode()?,
+                        };
+                        copy_part(&unit, index(skip), piece);
+                    }
+                }
+            }
+            at = at.saturating_add(u64::try_from(len).unwrap_or(0));
+        }
+        Ok(())
+    }
+
+    /// What compression unit `number` is, and how many from there on are the same
+    /// at least.
+    fn unit(&self, volume: &Volume, runs: &Runs, number: u64) -> Result<(Unit, u64)> {
+        let clusters = 1u64.checked_shl(self.unit.into()).unwrap_or(1);
+        let (mut full, mut hole) = (0u64, 0u64);
+        for Stretch { lcn, len } in runs.from(number.saturating_mul(clusters)) {
+            let left = clusters.saturating_sub(full).saturating_sub(hole);
+            if left == 0 {
+                break;
+            }
+            if left == clusters && len >= clusters {
+                let unit = if lcn.is_some() {
+                    Unit::Plain
+                } else {
+                    Unit::Hole
+                };
+                return Ok((unit, len.checked_div(clusters).unwrap_or(1)));
+            }
+            match lcn {
+                None => hole = hole.saturating_add(len.min(left)),
+                Some(_) if hole == 0 => full = full.saturating_add(len.min(left)),
+                Some(_) => {
+                    let reason = "a compression unit goes on after a hole";
+                    return Err(Error::corrupt(self.what.clone(), reason));
+                }
+            }
+        }
+        let unit = match (full, hole) {
+            (0, _) => Unit::Hole,
+            (_, 0) => Unit::Plain,
+            (full, _) => Unit::Compressed(index(full.saturating_mul(volume.boot.cluster))),
+        };
+        Ok((unit, 1))
+    }
+
+    /// Decodes the `packed` bytes of the unit that begins at byte `start`.
+    fn decode(
+        &self,
+        volume: &Volume,
+        runs: &Runs,
+        start: u64,
+        packed: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let mut bytes = vec![0; packed];
+        self.read_plain(volume, runs, start, &mut bytes)?;
+        compress::decode(&bytes, out).ok_or_else(|| {
+            Error::corrupt(
+                self.what.clone(),
+                format!("its compressed data at byte {start} cannot be decoded"),
+            )
+        })
+    }
+}
+
+/// Appends an extent, joined with the one before where they meet.
+fn push(out: &mut Vec<Extent>, extent: Extent) {
+    match (out.last_mut(), &extent) {
+        (Some(Extent::Hole { len }), Extent::Hole { len: more })
+        | (Some(Extent::Decode { len }), Extent::Decode { len: more }) => {
+            *len = len.saturating_add(*more);
+        }
+        (
+            Some(Extent::Volume { offset, len }),
+            Extent::Volume {
+                offset: next,
+                len: more,
+            },
+        ) if offset.checked_add(*len) == Some(*next) => *len = len.saturating_add(*more),
+        _ => out.push(extent),
+    }
+}
