@@ -16,8 +16,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use support::facts::{self, facts};
 use support::images::{RawDisk, full, varied_tree};
-use support::{Daemon, Lab, assert_same, facts, shell, succeeded, wait_for};
+use support::{Daemon, Lab, assert_same, shell, succeeded, wait_for};
 
 fn one_backup() -> (Lab, RawDisk) {
     let lab = Lab::new();
@@ -27,19 +28,6 @@ fn one_backup() -> (Lab, RawDisk) {
     full(&lab, &disk.path, "vm", 0, "20251008-192431");
     lab.scan();
     (lab, disk)
-}
-
-/// What a copy cannot keep is left out of the comparison.
-fn comparable(mut all: support::facts::Facts) -> support::facts::Facts {
-    for facts in all.values_mut() {
-        for key in ["ctime", "atime", "blocks"] {
-            facts.remove(key);
-        }
-        if facts["type"] == "directory" {
-            facts.remove("size");
-        }
-    }
-    all
 }
 
 /// `sendense cp` without a mount keeps what `cp -a` keeps.
@@ -57,7 +45,10 @@ fn copies_without_a_mount_are_whole() {
             to.as_os_str(),
         ]));
         let truth = disk.truth(facts);
-        assert_same(&comparable(truth), &comparable(facts(&to)));
+        assert_same(
+            &facts::kept_by_a_copy(truth),
+            &facts::kept_by_a_copy(facts(&to)),
+        );
         let sparse = fs::metadata(to.join("var/sparse")).unwrap();
         assert!(
             std::os::unix::fs::MetadataExt::blocks(&sparse) < 1000,

@@ -84,19 +84,10 @@ fn copy_while(lab: &Lab, n: u32, raw: &RawDisk, mut meanwhile: impl FnMut(u32)) 
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(copy.wait().unwrap().success(), "cp -a failed");
-    let without_times = |mut all: support::facts::Facts| {
-        for facts in all.values_mut() {
-            // What a copy cannot keep, or keeps in its own way.
-            for key in ["ctime", "atime", "blocks"] {
-                facts.remove(key);
-            }
-            if facts["type"] == "directory" {
-                facts.remove("size");
-            }
-        }
-        all
-    };
-    assert_same(&without_times(raw.truth(facts)), &without_times(facts(&to)));
+    assert_same(
+        &support::facts::kept_by_a_copy(raw.truth(facts)),
+        &support::facts::kept_by_a_copy(facts(&to)),
+    );
     fs::remove_dir_all(&to).unwrap();
     rounds
 }
