@@ -33,7 +33,7 @@ pub(crate) fn run(args: &CatArgs, tree: &Tree) -> Result<ExitCode> {
             Ok(()) => {}
             Err(e) if terminal::is_about_output(&e) => return Err(e),
             Err(e) => {
-                terminal::complain(&format!("{}: {e}", path.display()));
+                terminal::complain(&terminal::about(path.display(), e));
                 code = ExitCode::FAILURE;
             }
         }

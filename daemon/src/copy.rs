@@ -103,7 +103,7 @@ impl<'a> Copy<'a> {
     pub(crate) fn fail(&mut self, source: &[u8], reason: impl std::fmt::Display) {
         self.failures = self.failures.saturating_add(1);
         self.progress
-            .complain(&format!("{}: {reason}", escape(source)));
+            .complain(&crate::terminal::about(escape(source), reason));
     }
 
     /// Ends the run; the number of objects that failed.

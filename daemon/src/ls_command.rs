@@ -69,7 +69,7 @@ pub(crate) fn run(args: &LsArgs, tree: &Tree) -> Result<ExitCode> {
                     node.attr,
                 ));
             }
-            Err(e) => listing.fail(&format!("{}: {e}", path.display())),
+            Err(e) => listing.fail(&terminal::about(path.display(), e)),
         }
     }
     if !files.is_empty() {

@@ -21,6 +21,16 @@ pub(crate) fn is_about_output(error: &Error) -> bool {
     matches!(error, Error::Io { what, .. } if what == STDOUT)
 }
 
+/// A sentence about `object`, which an error may name already.
+pub(crate) fn about(object: impl std::fmt::Display, reason: impl std::fmt::Display) -> String {
+    let (object, reason) = (object.to_string(), reason.to_string());
+    if reason.starts_with(&object) {
+        reason
+    } else {
+        format!("{object}: {reason}")
+    }
+}
+
 /// Says a sentence on standard error, as `sendense: …`.
 pub(crate) fn complain(sentence: &str) {
     // If even this cannot be written there is nobody to tell.

@@ -297,7 +297,9 @@ fn mounted(path: &Path) -> io::Result<Option<String>> {
     Ok(table.lines().rev().find_map(|line| {
         let (left, right) = line.split_once(" - ")?;
         let at = left.split(' ').nth(4)?.replace("\\040", " ");
-        (Path::new(&at) == wanted).then(|| right.split(' ').next().unwrap_or("").to_owned())
+        // Type and source: mounted by root, ours is of the plain type `fuse`.
+        let what = || right.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        (Path::new(&at) == wanted).then(what)
     }))
 }
 
