@@ -202,7 +202,12 @@ fn an_ordinary_user_can_serve() {
         home.path()
     ));
     let program = at("sendense");
-    fs::copy(env!("CARGO_BIN_EXE_sendense"), &program).unwrap();
+    // By another process: a file that a child of another test has open for writing
+    // cannot be run.
+    shell(&format!(
+        "cp {:?} {program:?}",
+        env!("CARGO_BIN_EXE_sendense")
+    ));
     fs::write(
         at("sendense.toml"),
         format!(

@@ -168,9 +168,15 @@ fn another_user_reads_where_the_modes_allow() {
     world.scan();
     let state = world.database.parent().unwrap();
     allow(state.parent().unwrap(), 0o755);
-    // The program may lie where only root gets.
+    // The program may lie where only root gets. Copied by another process: a child
+    // of another test would inherit the descriptor that we write to, and a file
+    // that is open for writing cannot be run.
     let program = state.parent().unwrap().join("program");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let copied = Command::new("cp")
+        .arg(std::env::current_exe().unwrap())
+        .arg(&program)
+        .status();
+    assert!(copied.unwrap().success());
     let look = || finish(start_as(&program, "look", &world.database, NOBODY));
     assert!(look().contains("refused: catalog: "), "{}", look());
     assert!(look().contains("Permission denied"));
