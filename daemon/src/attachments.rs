@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex, RwLock};
 use sendense::catalog::Catalog;
+use sendense::filesystem;
 use sendense::image::patience::may_wait;
 use sendense::image::{BlockCache, ExportOptions, chain};
 use sendense::tree::{AttachedDisk, Attachments};
@@ -57,6 +58,7 @@ pub(crate) struct Slots {
     catalog: Arc<Catalog>,
     cache: Arc<BlockCache>,
     export: ExportOptions,
+    guest: filesystem::Options,
     limits: Limits,
     table: RwLock<HashMap<u64, Entry>>,
     permits: Arc<Permits>,
@@ -137,12 +139,14 @@ impl Slots {
         catalog: Arc<Catalog>,
         cache: Arc<BlockCache>,
         export: ExportOptions,
+        guest: filesystem::Options,
         limits: Limits,
     ) -> Arc<Self> {
         Arc::new(Self {
             catalog,
             cache,
             export,
+            guest,
             limits,
             table: RwLock::default(),
             permits: Arc::new(Permits {
@@ -272,7 +276,7 @@ impl Slots {
         // Before a slot is taken: a repository that hangs must not take them all.
         chain::check(&record.path, &record.format, &export.repositories)?;
         let permit = self.permit()?;
-        let disk = AttachedDisk::open(record, &export, &self.cache, Box::new(permit))?;
+        let disk = AttachedDisk::open(record, &export, &self.guest, &self.cache, Box::new(permit))?;
         tracing::info!(disk = disk.path(), took = ?began.elapsed(), "attached");
         Ok(Arc::new(disk))
     }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sendense::catalog::Catalog;
+use sendense::filesystem;
 use sendense::image::{BlockCache, ExportOptions};
 use sendense::tree::{Tree, read};
 use sendense::{Error, Result, sys};
@@ -149,7 +150,8 @@ impl Backups {
             slot_timeout: config.request_timeout.saturating_add(config.start_timeout),
         };
         let cache = BlockCache::new(config.cache_size);
-        let slots = Slots::new(Arc::clone(&catalog), cache, export, limits);
+        let guest = filesystem::Options::default();
+        let slots = Slots::new(Arc::clone(&catalog), cache, export, guest, limits);
         let tree = Tree::new(Arc::clone(&catalog), Arc::<Slots>::clone(&slots));
         Ok(Self {
             tree: Arc::new(tree),

@@ -10,12 +10,14 @@
 
 pub mod ext;
 pub mod ntfs;
+mod options;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::image::BlockRead;
+pub use options::Options;
 
 /// A point in time: seconds since 1970-01-01 UTC, and nanoseconds (0..10⁹).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -149,6 +151,13 @@ pub trait FileSystem: Send + Sync {
     /// The root folder's inode number (never 0).
     fn root(&self) -> u64;
 
+    /// One more than the largest inode number there can be, where it may exceed
+    /// one for each 128 bytes of the volume. It follows from the volume's content
+    /// alone.
+    fn inode_bound(&self) -> Option<u64> {
+        None
+    }
+
     /// What the file system says of itself.
     fn description(&self) -> &Description;
 
@@ -218,15 +227,26 @@ pub trait FileSystem: Send + Sync {
     fn xattr(&self, ino: u64, name: &[u8]) -> Result<Option<Vec<u8>>>;
 }
 
+/// What a file system is read from.
+#[derive(Clone)]
+pub struct Source {
+    /// Its bytes, through the block cache.
+    pub volume: Arc<dyn BlockRead>,
+    /// For a format that spans devices by itself (btrfs): the lengths in bytes of
+    /// the devices that `volume` consists of, one after the other. Else empty.
+    pub members: Vec<u64>,
+}
+
 /// Opens the file system that `kind` (a signature's name, as `blkid` tells it)
 /// names.
 ///
 /// # Errors
 /// `Unsupported` for a format without a reader, `Corrupt` for a damaged one.
-pub fn open(kind: &str, volume: Arc<dyn BlockRead>) -> Result<Box<dyn FileSystem>> {
+pub fn open(kind: &str, source: Source, options: &Options) -> Result<Box<dyn FileSystem>> {
+    let volume = source.volume;
     match kind {
         "ext2" | "ext3" | "ext4" => Ok(Box::new(ext::Ext::open(volume)?)),
-        "ntfs" => Ok(Box::new(ntfs::Ntfs::open(volume)?)),
+        "ntfs" => Ok(Box::new(ntfs::Ntfs::open_with(volume, options.clone())?)),
         other => Err(crate::Error::Unsupported {
             what: format!("file system {other}"),
             reason: "there is no reader for this format yet".into(),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::inode::{self, Inode};
 use crate::catalog::{DiskRecord, ImageIdentity};
 use crate::error::{Error, Result};
-use crate::filesystem::{self, FileSystem};
+use crate::filesystem::{self, FileSystem, Source};
 use crate::image::{BlockCache, BlockRead, Disk, Export, ExportOptions};
 use crate::volume::{self, Content, Volume, VolumeReader};
 
@@ -23,6 +23,8 @@ pub(crate) struct AttachedVolume {
     /// Its first inode number within the disk. The number itself is the folder
     /// of a volume that cannot be read; its files come after it.
     pub(crate) base: u64,
+    /// How many numbers it takes.
+    pub(crate) span: u64,
     /// Reads through the block cache.
     pub(crate) reader: Arc<VolumeReader>,
     /// The reader of its file system, or why there is none.
@@ -83,6 +85,7 @@ impl AttachedDisk {
     pub fn open(
         record: DiskRecord,
         options: &ExportOptions,
+        guest: &filesystem::Options,
         cache: &Arc<BlockCache>,
         slot: Slot,
     ) -> Result<Self> {
@@ -124,16 +127,18 @@ impl AttachedDisk {
                 volume.mapping.clone(),
                 vec![Arc::clone(&device)],
             ));
-            let fs = match open_file_system(&volume, &reader) {
+            let fs = match open_file_system(&volume, &reader, guest) {
                 // What lies on the disk will be the same the next time. Anything
                 // else may pass: the disk is not attached, and tried again.
                 Err(error) if !is_lasting(&error) => return Err(error),
                 fs => fs,
             };
-            let span = inode::span(volume.mapping.size());
+            let bound = fs.as_ref().ok().and_then(|fs| fs.inode_bound());
+            let span = bound.unwrap_or_else(|| inode::span(volume.mapping.size()));
             volumes.push(AttachedVolume {
                 volume,
                 base,
+                span,
                 reader,
                 fs,
             });
@@ -208,7 +213,7 @@ impl AttachedDisk {
         if self.single().is_some() && local == volume.root() {
             return Inode::Disk(self.id).number();
         }
-        if ino >= inode::span(volume.volume.mapping.size()) {
+        if ino >= volume.span {
             return Err(Error::Unsupported {
                 what: format!("{}: inode {ino} of {}", self.path(), volume.volume.name),
                 reason: "the number is larger than its volume can hold".into(),
@@ -240,10 +245,20 @@ fn is_lasting(error: &Error) -> bool {
     )
 }
 
-fn open_file_system(volume: &Volume, reader: &Arc<VolumeReader>) -> Result<Box<dyn FileSystem>> {
+fn open_file_system(
+    volume: &Volume,
+    reader: &Arc<VolumeReader>,
+    options: &filesystem::Options,
+) -> Result<Box<dyn FileSystem>> {
     let what = || format!("volume {}", volume.name);
     match &volume.content {
-        Content::FileSystem(kind) => filesystem::open(kind, Arc::<VolumeReader>::clone(reader)),
+        Content::FileSystem(kind) => {
+            let source = Source {
+                volume: Arc::<VolumeReader>::clone(reader),
+                members: volume.members.clone(),
+            };
+            filesystem::open(kind, source, options)
+        }
         Content::Locked(kind) => Err(Error::Unsupported {
             what: what(),
             reason: format!("it is locked ({kind}) and needs a key, which cannot be given yet"),

@@ -19,8 +19,9 @@
 //! ```
 //!
 //! A volume's base follows from the sizes of the volumes before it (no format
-//! holds more than one inode in 128 bytes, but for a few reserved ones), so it
-//! depends on nothing but the disk's content. `latest` takes the number of the
+//! holds more than one inode in 128 bytes, but for a few reserved ones, unless
+//! its reader says how many it may hold), so it depends on nothing but the disk's
+//! content. `latest` takes the number of the
 //! backup that it points to: when it moves on it is another inode, and nothing
 //! that the kernel has cached of the old one is wrong.
 

@@ -47,6 +47,9 @@ pub struct Volume {
     pub name: String,
     /// Where its bytes lie.
     pub mapping: Mapping,
+    /// For a file system that spans devices by itself (btrfs): the lengths in
+    /// bytes of its devices, which `mapping` has one after the other. Else empty.
+    pub members: Vec<u64>,
     /// What it holds.
     pub content: Content,
     /// The file system's label, raw bytes, empty if there is none.
@@ -316,6 +319,7 @@ fn empty(name: String, mapping: Mapping) -> Volume {
     Volume {
         name: name::safe(&name),
         mapping,
+        members: Vec::new(),
         content: Content::Unreadable(String::new()),
         label: Vec::new(),
         uuid: String::new(),

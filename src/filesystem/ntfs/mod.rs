@@ -54,7 +54,7 @@ mod xpress_huffman;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
-use super::{Attr, Description, DirEntry, Extent, FileSystem};
+use super::{Attr, Description, DirEntry, Extent, FileSystem, Options};
 use crate::error::{Error, Result};
 use crate::image::BlockRead;
 use decoded::Decoded;
@@ -66,33 +66,6 @@ use wof::Compacted;
 
 /// Record of the root folder, by definition.
 const ROOT: u64 = 5;
-
-/// How Windows' files look on Linux.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Owner of all files.
-    pub uid: u32,
-    /// Group of all files.
-    pub gid: u32,
-    /// Mode of files; those that are read-only lose their write bits.
-    pub file_mode: u16,
-    /// Mode of folders.
-    pub directory_mode: u16,
-    /// Whether [`FileSystem::lookup`] finds names that differ in case.
-    pub case_insensitive: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            uid: 0,
-            gid: 0,
-            file_mode: 0o644,
-            directory_mode: 0o755,
-            case_insensitive: false,
-        }
-    }
-}
 
 /// An NTFS volume.
 pub struct Ntfs {
@@ -200,7 +173,7 @@ impl FileSystem for Ntfs {
         match name {
             b"." => Ok(dir),
             b".." => self.parent(dir),
-            _ if self.options.case_insensitive => self
+            _ if self.options.ignore_case => self
                 .lookup_ignoring_case(dir, name)
                 .map(|(number, _)| number),
             _ => self.find(dir, name),

@@ -11,7 +11,8 @@ use std::path::Path;
 use super::compare::{compare, list, read};
 use super::scratch::{Random, Scratch, open, run};
 use crate::error::Error;
-use crate::filesystem::ntfs::{Ntfs, Options};
+use crate::filesystem::Options;
+use crate::filesystem::ntfs::Ntfs;
 use crate::filesystem::{Extent, FileSystem, FileType};
 
 pub(super) fn set(path: &Path, name: &str, value: &[u8]) {
@@ -274,7 +275,7 @@ fn names_of_all_of_unicode() {
     }
     let source = super::scratch::ImageFile(File::open(&image).unwrap());
     let options = Options {
-        case_insensitive: true,
+        ignore_case: true,
         ..Options::default()
     };
     let fs = Ntfs::open_with(std::sync::Arc::new(source), options).unwrap();
