@@ -1,0 +1,4 @@
+//! Windows dynamic disks.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| sendense_fuzzing::disk("dynamic", input));

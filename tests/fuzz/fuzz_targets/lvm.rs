@@ -1,0 +1,4 @@
+//! LVM2.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| sendense_fuzzing::disk("lvm", input));

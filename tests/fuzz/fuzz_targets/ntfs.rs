@@ -1,0 +1,4 @@
+//! NTFS.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| sendense_fuzzing::file_system("ntfs", "ntfs", input));

@@ -1,0 +1,4 @@
+//! Linux software RAID.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| sendense_fuzzing::disk("raid", input));

@@ -1,0 +1,4 @@
+//! XFS.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| sendense_fuzzing::file_system("xfs", "xfs", input));
