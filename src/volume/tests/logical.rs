@@ -397,7 +397,7 @@ fn other_types_are_named() {
     assert_eq!(names, truth);
     assert!(reason(&volumes, "vg0-snap").contains("snapshot of root"));
     assert!(reason(&volumes, "vg0-data").contains("type thin"));
-    assert!(reason(&volumes, "vg0-r").contains("type raid1"));
+    assert!(reason(&volumes, "vg0-r").contains("no known file system"));
     assert_eq!(
         named(&volumes, "vg0-pool").content,
         Content::NoFiles("LVM thin-pool".into())

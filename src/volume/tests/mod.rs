@@ -2,6 +2,7 @@
 
 mod damage;
 mod logical;
+mod mapping;
 mod partitions;
 mod signatures;
 mod unreadable;
@@ -172,7 +173,10 @@ pub(super) fn same_as_blkid(image: &Image, volume: &Volume) -> String {
     assert_eq!(label, tell("LABEL"), "label of {volume:?}");
     assert_eq!(volume.uuid, tell("UUID"), "UUID of {volume:?}");
     let expected = match kind.as_str() {
-        "crypto_LUKS" | "BitLocker" => Content::Locked(kind.clone()),
+        "crypto_LUKS" | "BitLocker" => Content::Locked(Lock {
+            kind: kind.clone(),
+            uuid: volume.uuid.clone(),
+        }),
         "swap" | "LVM2_member" | "jbd" | "swsuspend" => Content::NoFiles(kind.clone()),
         "linux_raid_member" | "" => {
             assert!(
