@@ -213,7 +213,9 @@ fn a_volume_group_over_two_disks() {
     let before = numbers(&first);
     let target = lab.path("work/copy");
     shell(&format!("cp -a {backup:?} {target:?}-cp"));
-    shell(&format!("rsync -aHX --exclude=*.raw {backup:?}/ {target:?}-rsync/"));
+    shell(&format!(
+        "rsync -aHX --exclude=*.raw {backup:?}/ {target:?}-rsync/"
+    ));
     lab.sendense_ok(["cp", "-a", "vm/latest/disk1", target.to_str().unwrap()]);
     assert_eq!(
         fs::read_link(target.join("vg0")).unwrap(),

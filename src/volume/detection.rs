@@ -533,6 +533,12 @@ impl Detection {
                 volume.note = format!("{} of its devices are {}", pool.missing, self.absence);
             }
             let group = self.group(&link, what, &parts, pool.missing > 0);
+            // The whole has the name now.
+            for found in &mut self.found {
+                if found.part.is_some_and(|part| parts.contains(&part)) {
+                    found.volume.name.push_str("-device");
+                }
+            }
             self.push_at(On::Group(group), at, volume, None);
         }
     }

@@ -1,9 +1,11 @@
 //! Real tools write, `blkid`, `partx`, `sfdisk` and LVM2 say what is there.
 
+mod across;
 mod damage;
 mod logical;
 mod mapping;
 mod partitions;
+mod raid;
 mod signatures;
 mod unreadable;
 
@@ -109,6 +111,16 @@ impl Loop {
                 .trim()
                 .to_owned(),
         )
+    }
+}
+
+impl Loop {
+    /// Of a part of a disk.
+    pub(super) fn part(image: &Image, at: u64, size: u64) -> Self {
+        let (at, size) = (at.to_string(), size.to_string());
+        let path = image.path().display().to_string();
+        let args = ["-f", "--show", "-o", &at, "--sizelimit", &size, &path];
+        Self(run("losetup", args).trim().to_owned())
     }
 }
 
