@@ -94,6 +94,14 @@ pub enum Error {
         /// Why it cannot be read.
         reason: String,
     },
+    /// A volume that needs a key.
+    #[error("{what}: it is locked ({kind}) and needs a key, which cannot be given yet")]
+    Locked {
+        /// The volume.
+        what: String,
+        /// What locks it: `LUKS`, `BitLocker`.
+        kind: String,
+    },
     /// A value that is longer than can be answered at once.
     #[error("{what}: longer than {limit} bytes")]
     TooLarge {
@@ -172,6 +180,8 @@ impl Error {
             Self::IsADirectory { .. } => libc::EISDIR,
             Self::Invalid(_) => libc::EINVAL,
             Self::Unsupported { .. } => libc::EOPNOTSUPP,
+            // ENOKEY would say it better, but servers of NFS do not know it.
+            Self::Locked { .. } => libc::EACCES,
             Self::TooLarge { .. } => libc::E2BIG,
             Self::NoSlot { .. } => libc::EBUSY,
             Self::WouldWait => libc::EAGAIN,

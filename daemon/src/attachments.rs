@@ -6,6 +6,10 @@
 //! a disk go is nothing but forgetting it, and a reader that comes back attaches
 //! it again without noticing.
 //!
+//! A disk whose volumes lie on several disks of its backup opens those itself and
+//! has one slot all the same: it never waits for another disk's, and two that need
+//! each other do not meet.
+//!
 //! The first look-ups of a disk share one attempt; attempts for different disks
 //! share nothing but the table, whose lock is never held while anything waits.
 
@@ -17,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex, RwLock};
-use sendense::catalog::Catalog;
+use sendense::catalog::{Catalog, DiskRecord};
 use sendense::filesystem;
 use sendense::image::patience::may_wait;
 use sendense::image::{BlockCache, ExportOptions, chain};
@@ -207,13 +211,13 @@ impl Slots {
     }
 
     /// Lets all go that were not used for the idle time-out, and all whose row
-    /// has left the catalog if `catalog_changed`. Returns how many.
+    /// has left the catalog, or whose volumes have parts on disks that have come or
+    /// gone, if `catalog_changed`. Returns how many.
     pub(crate) fn sweep(&self, catalog_changed: bool) -> usize {
         let mut released: usize = 0;
         for seat in self.seats() {
             let idle = self.idle(&seat) >= self.limits.idle_timeout;
-            let gone =
-                catalog_changed && matches!(self.catalog.disk(seat.disk.record().id), Ok(None));
+            let gone = catalog_changed && self.is_outdated(&seat.disk);
             if idle || gone {
                 tracing::info!(disk = seat.disk.path(), idle, gone, "released");
                 self.forget(&seat);
@@ -221,6 +225,24 @@ impl Slots {
             }
         }
         released
+    }
+
+    fn is_outdated(&self, disk: &AttachedDisk) -> bool {
+        match self.catalog.disk(disk.record().id) {
+            Ok(None) => true,
+            Ok(Some((_, backup))) => disk.depends_on().is_some_and(|known| {
+                self.siblings(disk.record().id, backup)
+                    .is_ok_and(|now| !now.iter().map(|record| record.id).eq(known.iter().copied()))
+            }),
+            Err(_) => false,
+        }
+    }
+
+    /// The other disks of a backup, in disk order.
+    fn siblings(&self, disk: i64, backup: i64) -> Result<Vec<DiskRecord>> {
+        let mut all = self.catalog.disks(backup)?;
+        all.retain(|record| record.id != disk);
+        Ok(all)
     }
 
     /// Lets every disk go; for the end.
@@ -266,7 +288,8 @@ impl Slots {
             what: format!("disk {id}"),
         };
         let row = i64::try_from(id).map_err(|_| gone())?;
-        let (record, _) = self.catalog.disk(row)?.ok_or_else(gone)?;
+        let (record, backup) = self.catalog.disk(row)?.ok_or_else(gone)?;
+        let siblings = self.siblings(row, backup)?;
         let began = Instant::now();
         let mut export = self.export.clone();
         let recorded = self.catalog.repositories()?;
@@ -276,7 +299,8 @@ impl Slots {
         // Before a slot is taken: a repository that hangs must not take them all.
         chain::check(&record.path, &record.format, &export.repositories)?;
         let permit = self.permit()?;
-        let disk = AttachedDisk::open(record, &export, &self.guest, &self.cache, Box::new(permit))?;
+        let slot = Box::new(permit);
+        let disk = AttachedDisk::open(record, siblings, &export, &self.guest, &self.cache, slot)?;
         tracing::info!(disk = disk.path(), took = ?began.elapsed(), "attached");
         Ok(Arc::new(disk))
     }

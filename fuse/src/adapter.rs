@@ -242,13 +242,16 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.as_bytes().to_vec();
-        let stable = Tree::on_disk(parent.0);
+        let tree = Arc::clone(&self.tree);
         self.answer(
             "lookup",
             parent.0,
             reply,
             move |tree| tree.lookup(parent.0, &name),
-            move |reply, result| send_entry(reply, result, stable),
+            move |reply, result| {
+                let missing = matches!(result, Err(Error::NotFound { .. }));
+                send_entry(reply, result, missing && tree.keeps_its_names(parent.0));
+            },
         );
     }
 
@@ -384,12 +387,16 @@ impl Filesystem for Adapter {
             "opendir",
             ino.0,
             reply,
-            move |tree| tree.read_dir(ino.0, 0, Detail::Names, &mut |_| ControlFlow::Break(())),
+            move |tree| {
+                tree.read_dir(ino.0, 0, Detail::Names, &mut |_| ControlFlow::Break(()))?;
+                Ok(tree.keeps_its_names(ino.0))
+            },
             |reply, result| match result {
-                Ok(()) => reply.opened(
+                Ok(true) => reply.opened(
                     FileHandle(0),
                     FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR,
                 ),
+                Ok(false) => reply.opened(FileHandle(0), FopenFlags::empty()),
                 Err(error) => reply.error(convert::errno(&error)),
             },
         );

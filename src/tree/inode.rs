@@ -21,7 +21,8 @@
 //! A volume's base follows from the sizes of the volumes before it (no format
 //! holds more than one inode in 128 bytes, but for a few reserved ones, unless
 //! its reader says how many it may hold), so it depends on nothing but the disk's
-//! content. `latest` takes the number of the
+//! content. What lies on several disks has the upper half of the places to itself,
+//! where it cannot move the others. `latest` takes the number of the
 //! backup that it points to: when it moves on it is another inode, and nothing
 //! that the kernel has cached of the old one is wrong.
 
@@ -33,6 +34,12 @@ const MAX_DISK: u64 = 1 << (64 - LOCAL_BITS);
 
 /// Numbers below this one in a disk are not volumes'.
 pub(crate) const FIRST_BASE: u64 = 64;
+
+/// From here on are those of volumes that lie on several disks.
+pub(crate) const MIDDLE: u64 = 1 << (LOCAL_BITS - 1);
+
+/// The end of the numbers of a disk.
+pub(crate) const END: u64 = 1 << LOCAL_BITS;
 
 /// What an inode number stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -88,6 +88,19 @@ impl Tree {
         Self::disk_of(ino).is_some()
     }
 
+    /// Whether the names in this folder of a disk, and those that are not in it,
+    /// may be kept for ever. Those of the volumes of a disk may not if other disks
+    /// of its backup decide which there are.
+    pub fn keeps_its_names(&self, ino: u64) -> bool {
+        match Inode::parse(ino) {
+            Ok(Inode::Disk(id)) => {
+                let disk = self.attachments.peek(id);
+                disk.is_some_and(|disk| disk.single().is_some() || disk.depends_on().is_none())
+            }
+            _ => Self::on_disk(ino),
+        }
+    }
+
     /// The id of the disk that a node lies on, if it lies on one.
     pub fn disk_of(ino: u64) -> Option<u64> {
         match Inode::parse(ino) {
@@ -319,6 +332,10 @@ impl Tree {
             }
             Inode::File { disk, local } => {
                 let disk = self.attached(disk)?;
+                let (volume, _) = disk.locate(local)?;
+                if let (Some(target), true) = (volume.link(), local == volume.base) {
+                    return Ok(target.into_bytes());
+                }
                 let (fs, _, ino) = disk.file(local)?;
                 fs.read_link(ino)
             }
@@ -422,7 +439,7 @@ fn wait() -> Result<()> {
 fn root_node(root: &DiskRoot) -> Node {
     Node {
         attr: root.attr.clone(),
-        stable: true,
+        stable: root.lasting,
         named_by_catalog: true,
     }
 }

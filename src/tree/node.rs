@@ -127,24 +127,41 @@ pub(crate) fn latest_node(backup: &Folder) -> Result<Node> {
 /// A node inside a disk, by its place within it.
 pub(crate) fn file_node(disk: &AttachedDisk, local: u64) -> Result<Node> {
     let (volume, ino) = disk.locate(local)?;
+    // What depends on other disks of the backup may be another thing when one of
+    // them is there that was not.
+    let lasting = volume.volume.across.is_none();
     if let (Err(_), true) = (&volume.fs, local == volume.base) {
         let ino = Inode::File {
             disk: disk.id,
             local,
         }
         .number()?;
-        let attr = Attr {
-            may_have_xattrs: true,
-            ..directory(ino, disk.record().time, 2)
+        let folder = directory(ino, disk.record().time, 2);
+        let attr = match volume.link() {
+            Some(target) => Attr {
+                kind: FileType::Symlink,
+                mode: 0o777,
+                size: target.len() as u64,
+                nlink: 1,
+                ..folder
+            },
+            None => Attr {
+                may_have_xattrs: true,
+                ..folder
+            },
         };
         return Ok(Node {
             attr,
-            stable: true,
-            named_by_catalog: false,
+            stable: lasting,
+            named_by_catalog: !lasting,
         });
     }
     let (fs, volume, _) = disk.file(local)?;
-    node_in(disk, volume, fs, ino)
+    let node = node_in(disk, volume, fs, ino)?;
+    Ok(Node {
+        named_by_catalog: !lasting && local == volume.root(),
+        ..node
+    })
 }
 
 pub(crate) fn node_in(

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use super::attached::AttachedDisk;
 use crate::error::{Error, Result};
 use crate::filesystem::{Extent, FileSystem};
-use crate::image::{BlockRead, Completion, Disk};
+use crate::image::{BlockRead, Completion};
 use crate::volume::{Run, VolumeReader};
 
 /// Files up to this size (in bytes) are read through the block cache.
@@ -72,8 +72,14 @@ pub fn free_spare_buffers() {
 }
 
 enum Piece {
-    Disk { offset: u64, len: usize },
-    Zeros { len: usize },
+    Disk {
+        device: usize,
+        offset: u64,
+        len: usize,
+    },
+    Zeros {
+        len: usize,
+    },
     Bytes(Bytes),
 }
 
@@ -110,7 +116,11 @@ impl ReadPlan {
         let len = len_of(len);
         Self(Kind::Gather {
             disk,
-            pieces: vec![Piece::Disk { offset, len }],
+            pieces: vec![Piece::Disk {
+                device: 0,
+                offset,
+                len,
+            }],
         })
     }
 
@@ -155,6 +165,7 @@ impl ReadPlan {
                     runs.clear();
                     reader.mapping().runs(offset, len, &mut runs)?;
                     pieces.extend(runs.iter().map(|run| Piece::Disk {
+                        device: run.device,
                         offset: run.offset,
                         len: len_of(run.len),
                     }));
@@ -182,12 +193,12 @@ impl ReadPlan {
             Kind::Ready(bytes) => done(Ok(bytes)),
             Kind::Gather { disk, pieces } => {
                 // The disk stays attached until the answer is given.
-                let blocks = Arc::clone(&disk.disk);
+                let attached = Arc::clone(&disk);
                 let done = Box::new(move |outcome| {
                     done(outcome);
-                    drop(disk);
+                    drop(attached);
                 });
-                gather(&blocks, pieces, done);
+                gather(&disk, pieces, done);
             }
         }
     }
@@ -282,10 +293,17 @@ impl Gathering {
     }
 }
 
-fn gather(disk: &Arc<Disk>, pieces: Vec<Piece>, done: Completion) {
-    // The usual case: one stretch of the disk.
-    if let [Piece::Disk { offset, len }] = pieces.as_slice() {
-        return disk.submit(*offset, buffer(*len), done);
+fn gather(disk: &AttachedDisk, pieces: Vec<Piece>, done: Completion) {
+    // The usual case: one stretch of a disk.
+    if let [
+        Piece::Disk {
+            device,
+            offset,
+            len,
+        },
+    ] = pieces.as_slice()
+    {
+        return submit(disk, *device, *offset, buffer(*len), done);
     }
     let total = pieces.iter().map(Piece::len).fold(0, usize::saturating_add);
     let mut rest = buffer(total);
@@ -294,8 +312,8 @@ fn gather(disk: &Arc<Disk>, pieces: Vec<Piece>, done: Completion) {
     for (index, piece) in pieces.iter().enumerate() {
         let mut part = rest.split_to(piece.len().min(rest.len()));
         match piece {
-            Piece::Disk { offset, .. } => {
-                requests.push((index, *offset, part));
+            Piece::Disk { device, offset, .. } => {
+                requests.push((index, *device, *offset, part));
                 parts.push(None);
                 continue;
             }
@@ -314,15 +332,19 @@ fn gather(disk: &Arc<Disk>, pieces: Vec<Piece>, done: Completion) {
             done: Some(done),
         }),
     });
-    for (index, offset, part) in requests {
+    for (index, device, offset, part) in requests {
         let gathering = Arc::clone(&gathering);
-        disk.submit(
-            offset,
-            part,
-            Box::new(move |outcome| gathering.arrived(index, outcome)),
-        );
+        let arrived = move |outcome| gathering.arrived(index, outcome);
+        submit(disk, device, offset, part, Box::new(arrived));
     }
     gathering.arrived(usize::MAX, Ok(BytesMut::new()));
+}
+
+fn submit(disk: &AttachedDisk, device: usize, offset: u64, buf: BytesMut, done: Completion) {
+    match disk.device(device) {
+        Ok(disk) => disk.submit(offset, buf, done),
+        Err(error) => done(Err(error)),
+    }
 }
 
 pub(crate) fn extent_len(extent: &Extent) -> u64 {

@@ -26,6 +26,9 @@ pub(crate) struct DiskRoot {
     pub(crate) attr: Attr,
     /// Names and values.
     pub(crate) xattrs: xattr::Attributes,
+    /// Whether it will always look like this: not where something is not shown
+    /// for want of another disk.
+    pub(crate) lasting: bool,
 }
 
 impl DiskRoot {
@@ -35,10 +38,12 @@ impl DiskRoot {
             let nlink = u32::try_from(links).unwrap_or(u32::MAX).saturating_add(2);
             directory(ino, disk.record().time, nlink)
         };
+        let own = disk.depends_on().is_none();
         let Some(volume) = disk.single() else {
             return Ok(Self {
                 attr: ours(disk.volumes.len()),
                 xattrs: Vec::new(),
+                lasting: own,
             });
         };
         let mut xattrs = xattr::of_volume(volume);
@@ -46,6 +51,7 @@ impl DiskRoot {
             return Ok(Self {
                 attr: ours(0),
                 xattrs,
+                lasting: own,
             });
         };
         for name in fs.xattr_names(fs.root())? {
@@ -58,7 +64,11 @@ impl DiskRoot {
             may_have_xattrs: true,
             ..fs.attr(fs.root())?
         };
-        Ok(Self { attr, xattrs })
+        Ok(Self {
+            attr,
+            xattrs,
+            lasting: true,
+        })
     }
 }
 
@@ -87,7 +97,9 @@ impl DiskRoots {
             return Ok(None);
         };
         let root = Arc::new(DiskRoot::of(&disk)?);
-        self.0.lock().put(id, Arc::clone(&root));
+        if root.lasting {
+            self.0.lock().put(id, Arc::clone(&root));
+        }
         Ok(Some(root))
     }
 }

@@ -19,7 +19,12 @@ pub(crate) fn is_ours(name: &[u8]) -> bool {
 
 /// The attributes of a volume's folder: type, label, size in bytes, UUID, notes
 /// (one sentence a line), error.
+///
+/// A link has none: Linux knows no attributes `user.*` of links.
 pub(crate) fn of_volume(volume: &AttachedVolume) -> Attributes {
+    if volume.link().is_some() {
+        return Vec::new();
+    }
     let mut attributes = vec![
         (
             b"user.sendense.name".to_vec(),
@@ -31,7 +36,7 @@ pub(crate) fn of_volume(volume: &AttachedVolume) -> Attributes {
         ),
         (
             b"user.sendense.size".to_vec(),
-            volume.volume.mapping.size().to_string().into_bytes(),
+            volume.volume.size.to_string().into_bytes(),
         ),
     ];
     let mut add = |name: &[u8], value: &[u8]| {
@@ -45,12 +50,12 @@ pub(crate) fn of_volume(volume: &AttachedVolume) -> Attributes {
         b"user.sendense.partition_label",
         volume.volume.partition_label.as_bytes(),
     );
-    match &volume.fs {
-        Ok(fs) => add(
-            b"user.sendense.note",
-            fs.description().notes.join("\n").as_bytes(),
-        ),
-        Err(error) => add(ERROR, error.to_string().as_bytes()),
+    let own = std::iter::once(&volume.volume.note).filter(|note| !note.is_empty());
+    let of_fs = volume.fs.iter().flat_map(|fs| &fs.description().notes);
+    let notes: Vec<&str> = own.chain(of_fs).map(String::as_str).collect();
+    add(b"user.sendense.note", notes.join("\n").as_bytes());
+    if let Err(error) = &volume.fs {
+        add(ERROR, error.to_string().as_bytes());
     }
     attributes
 }

@@ -1,14 +1,15 @@
-//! Where the bytes of a volume lie on the disk.
+//! Where the bytes of a volume lie on the disks.
 //!
 //! The idea: a volume is a list of [`Segment`]s, each laid out by a rule
 //! ([`Layout`]) that turns a byte of the volume into a byte of a device by
 //! arithmetic. A volume of any size costs one entry for each piece that its
-//! owner made, never one for each stripe. Rules to come (RAID, Windows' LDM)
-//! are further layouts; volumes over several disks use the device index.
+//! owner made, never one for each stripe. What lies on another volume (LVM on
+//! RAID) is a mapping over mappings: the rules are applied one after the other,
+//! and the bytes are read from the disks directly all the same.
 #![deny(clippy::arithmetic_side_effects)]
 
 use crate::error::{Error, Result};
-use crate::image::BlockRead;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A piece of a volume on a device.
@@ -37,13 +38,43 @@ pub struct Place {
 pub enum Layout {
     /// One after the other from a place.
     Linear(Place),
-    /// In stripes of `stripe` bytes that go round the columns.
+    /// In pieces of `stripe` bytes that go round the cells. In each round every
+    /// cell lies `advance` bytes further. Plain stripes have a cell for each
+    /// device and advance by one stripe; RAID with parity or copies has as many
+    /// cells as its pattern takes to repeat.
     Striped {
-        /// Bytes per stripe, more than 0.
+        /// Bytes per piece, more than 0.
         stripe: u64,
-        /// Where each column begins; at least one.
-        columns: Vec<Place>,
+        /// Where the pieces of the first round lie; at least one.
+        cells: Vec<Place>,
+        /// Bytes from one round to the next.
+        advance: u64,
     },
+}
+
+impl Layout {
+    /// Plain stripes of `stripe` bytes over `columns`.
+    pub fn stripes(stripe: u64, columns: Vec<Place>) -> Self {
+        Self::Striped {
+            stripe,
+            cells: columns,
+            advance: stripe,
+        }
+    }
+
+    fn places(&self) -> &[Place] {
+        match self {
+            Self::Linear(place) => std::slice::from_ref(place),
+            Self::Striped { cells, .. } => cells,
+        }
+    }
+
+    fn places_mut(&mut self) -> &mut [Place] {
+        match self {
+            Self::Linear(place) => std::slice::from_mut(place),
+            Self::Striped { cells, .. } => cells,
+        }
+    }
 }
 
 /// A part of a volume that follows one rule.
@@ -63,6 +94,9 @@ pub struct Mapping {
     /// Each segment with the volume's byte that it ends before, ascending.
     segments: Arc<[(u64, Segment)]>,
     size: u64,
+    /// What the devices of the segments are: other mappings, or the disks
+    /// themselves where there are none.
+    under: Option<Arc<[Mapping]>>,
 }
 
 impl Mapping {
@@ -77,16 +111,16 @@ impl Mapping {
         Self {
             segments: Arc::from([(len, segment)]),
             size: len,
+            under: None,
         }
     }
 
-    /// The volume that `segments` make up, one after the other. Empty ones are
-    /// dropped.
+    /// The volume that `segments` make up on disks, one after the other. Empty
+    /// ones are dropped.
     ///
     /// # Errors
     /// `Corrupt` if a segment or the whole is too long to count, or if a
-    /// striped one has no columns, empty stripes, or a length that is no whole
-    /// number of bytes for each column.
+    /// striped one has no cells or empty stripes.
     pub fn from_segments(segments: impl IntoIterator<Item = Segment>) -> Result<Self> {
         let bad = |reason| Error::corrupt("the layout of a volume", reason);
         let mut size = 0_u64;
@@ -95,20 +129,7 @@ impl Mapping {
             if segment.len == 0 {
                 continue;
             }
-            let fits = match &segment.layout {
-                Layout::Linear(place) => place.offset.checked_add(segment.len).is_some(),
-                Layout::Striped { stripe, columns } => {
-                    let each = column_len(segment.len, columns.len())
-                        .ok_or_else(|| bad("a striped segment does not divide by its columns"))?;
-                    // The last row may be short, and takes the place of a full one.
-                    let each = each.checked_add(*stripe);
-                    *stripe > 0
-                        && each.is_some_and(|each| {
-                            columns.iter().all(|c| c.offset.checked_add(each).is_some())
-                        })
-                }
-            };
-            if !fits {
+            if segment.ends().is_none() {
                 return Err(bad("a segment lies where nothing can be"));
             }
             size = size
@@ -119,7 +140,62 @@ impl Mapping {
         Ok(Self {
             segments: list.into(),
             size,
+            under: None,
         })
+    }
+
+    /// The volume that `segments` make up on other volumes: their devices are
+    /// indexes of `under`.
+    ///
+    /// # Errors
+    /// As [`Self::from_segments`]; `Corrupt` also if a segment reaches past the
+    /// end of what it lies on.
+    pub fn over(segments: impl IntoIterator<Item = Segment>, under: &[Self]) -> Result<Self> {
+        let outside = || Error::corrupt("the layout of a volume", "it reaches past a device's end");
+        let whole = Self::from_segments(segments)?;
+        let mut flat = Vec::with_capacity(whole.segments.len());
+        let mut is_flat = true;
+        for (end, segment) in whole.segments.iter() {
+            let ends = segment.ends().ok_or_else(outside)?;
+            let mut own = segment.clone();
+            for (place, end) in own.layout.places_mut().iter_mut().zip(ends) {
+                let inner = under.get(place.device).ok_or_else(outside)?;
+                if end > inner.size {
+                    return Err(outside());
+                }
+                match inner.plain(*place) {
+                    Some(flat) => *place = flat,
+                    None => is_flat = false,
+                }
+            }
+            flat.push((*end, own));
+        }
+        Ok(if is_flat {
+            Self {
+                segments: flat.into(),
+                ..whole
+            }
+        } else {
+            Self {
+                under: Some(under.into()),
+                ..whole
+            }
+        })
+    }
+
+    /// The place on a disk of a byte of this volume, if all of the volume lies
+    /// there in one piece.
+    fn plain(&self, place: Place) -> Option<Place> {
+        match (&self.under, &*self.segments) {
+            (None, [(_, segment)]) => match segment.layout {
+                Layout::Linear(start) => Some(Place {
+                    device: start.device,
+                    offset: start.offset.checked_add(place.offset)?,
+                }),
+                Layout::Striped { .. } => None,
+            },
+            _ => None,
+        }
     }
 
     /// Size of the volume in bytes.
@@ -127,16 +203,45 @@ impl Mapping {
         self.size
     }
 
-    /// The segments, in the volume's order.
-    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
-        self.segments.iter().map(|(_, segment)| segment)
+    /// The first byte of the volume, as a place on a disk.
+    pub fn first(&self) -> Option<Place> {
+        let mut runs = Vec::new();
+        self.runs(0, 1.min(self.size), &mut runs).ok()?;
+        match runs.first() {
+            Some(run) => Some(Place {
+                device: run.device,
+                offset: run.offset,
+            }),
+            // An empty one still begins somewhere.
+            None => self.plain(Place {
+                device: 0,
+                offset: 0,
+            }),
+        }
     }
 
-    /// The first byte of the volume, as a place on a device.
-    pub fn first(&self) -> Option<Place> {
-        match &self.segments.first()?.1.layout {
-            Layout::Linear(place) => Some(*place),
-            Layout::Striped { columns, .. } => columns.first().copied(),
+    /// The first place on disk `device` that anything of the volume lies at, in the
+    /// volume's order; of one over other volumes, where that one below begins.
+    pub fn first_on(&self, device: usize) -> Option<u64> {
+        let places = self.segments.iter().flat_map(|(_, s)| s.layout.places());
+        let mut places = places.filter_map(|place| match &self.under {
+            None => (place.device == device).then_some(place.offset),
+            Some(under) => under.get(place.device)?.first_on(device),
+        });
+        places.next()
+    }
+
+    /// The disks that it lies on.
+    pub fn devices(&self) -> BTreeSet<usize> {
+        let places = self.segments.iter().flat_map(|(_, s)| s.layout.places());
+        let own: BTreeSet<usize> = places.map(|place| place.device).collect();
+        match &self.under {
+            None => own,
+            Some(under) => own
+                .into_iter()
+                .filter_map(|index| under.get(index))
+                .flat_map(Self::devices)
+                .collect(),
         }
     }
 
@@ -146,6 +251,11 @@ impl Mapping {
     /// # Errors
     /// A range past the end is `Corrupt`.
     pub fn runs(&self, offset: u64, len: u64, out: &mut Vec<Run>) -> Result<()> {
+        let first = out.len();
+        self.append(offset, len, first, out)
+    }
+
+    fn append(&self, offset: u64, len: u64, first: usize, out: &mut Vec<Run>) -> Result<()> {
         let end = offset
             .checked_add(len)
             .filter(|end| *end <= self.size)
@@ -159,7 +269,6 @@ impl Mapping {
                     ),
                 )
             })?;
-        let first = out.len();
         let mut at = offset;
         let start = self
             .segments
@@ -177,7 +286,15 @@ impl Mapping {
                         Error::corrupt("the layout of a volume", "an offset is too large")
                     })?;
                 at = at.saturating_add(run.len);
-                push_joined(out, first, run);
+                match &self.under {
+                    None => push_joined(out, first, run),
+                    Some(under) => under
+                        .get(run.device)
+                        .ok_or_else(|| {
+                            Error::corrupt("the layout of a volume", "a device is missing")
+                        })?
+                        .append(run.offset, run.len, first, out)?,
+                }
             }
         }
         Ok(())
@@ -185,6 +302,42 @@ impl Mapping {
 }
 
 impl Segment {
+    /// How far it reaches from each of its places, in bytes; `None` for a layout
+    /// that cannot be.
+    fn reach(&self, cell: usize) -> Option<u64> {
+        match &self.layout {
+            Layout::Linear(_) => Some(self.len),
+            Layout::Striped {
+                stripe,
+                cells,
+                advance,
+            } => {
+                let round = stripe.checked_mul(u64::try_from(cells.len()).ok()?)?;
+                let last = self.len.checked_sub(1)?.checked_div(round)?;
+                // The last round may be short: then not every cell has a part of it.
+                let rest = self.len.checked_sub(last.checked_mul(round)?)?;
+                let before = stripe.checked_mul(u64::try_from(cell).ok()?)?;
+                match (rest.checked_sub(before), last.checked_sub(1)) {
+                    (Some(part), _) if part > 0 => {
+                        last.checked_mul(*advance)?.checked_add(part.min(*stripe))
+                    }
+                    (_, Some(last)) => last.checked_mul(*advance)?.checked_add(*stripe),
+                    (_, None) => Some(0),
+                }
+            }
+        }
+    }
+
+    /// Each place with the byte that what lies there ends before; `None` if there
+    /// is none, or one that cannot be.
+    fn ends(&self) -> Option<Vec<u64>> {
+        let places = self.layout.places().iter().enumerate();
+        let ends: Vec<u64> = places
+            .map(|(cell, place)| place.offset.checked_add(self.reach(cell)?))
+            .collect::<Option<_>>()?;
+        (!ends.is_empty()).then_some(ends)
+    }
+
     /// The longest run, of at most `len` bytes, from byte `at` of the segment;
     /// never empty if `len` is not 0.
     fn run(&self, at: u64, len: u64) -> Option<Run> {
@@ -194,31 +347,30 @@ impl Segment {
                 offset: place.offset.checked_add(at)?,
                 len,
             }),
-            Layout::Striped { stripe, columns } => {
+            Layout::Striped {
+                stripe,
+                cells,
+                advance,
+            } => {
                 let number = at.checked_div(*stripe)?;
                 let within = at.checked_rem(*stripe)?;
-                let width = u64::try_from(columns.len()).ok()?;
-                let row = number.checked_div(width)?;
-                let column = columns
+                let width = u64::try_from(cells.len()).ok()?;
+                let round = number.checked_div(width)?;
+                let cell = cells
                     .get(usize::try_from(number.checked_rem(width)?).ok()?)
                     .copied()?;
-                let offset = column
+                let offset = cell
                     .offset
-                    .checked_add(row.checked_mul(*stripe)?)?
+                    .checked_add(round.checked_mul(*advance)?)?
                     .checked_add(within)?;
                 Some(Run {
-                    device: column.device,
+                    device: cell.device,
                     offset,
                     len: len.min(stripe.checked_sub(within)?),
                 })
             }
         }
     }
-}
-
-fn column_len(len: u64, columns: usize) -> Option<u64> {
-    let columns = u64::try_from(columns).ok()?;
-    (len.checked_rem(columns)? == 0).then(|| len.checked_div(columns))?
 }
 
 /// Appends `run`, joined with the last one if that is at `first` or later.
@@ -232,248 +384,5 @@ fn push_joined(out: &mut Vec<Run>, first: usize, run: Run) {
         last.len = len;
     } else {
         out.push(run);
-    }
-}
-
-/// Reads a volume through its mapping.
-pub struct VolumeReader {
-    mapping: Mapping,
-    devices: Vec<Arc<dyn BlockRead>>,
-}
-
-impl VolumeReader {
-    /// A reader of the volume that `mapping` describes on `devices`.
-    pub fn new(mapping: Mapping, devices: Vec<Arc<dyn BlockRead>>) -> Self {
-        Self { mapping, devices }
-    }
-
-    /// Where the volume's bytes lie.
-    pub fn mapping(&self) -> &Mapping {
-        &self.mapping
-    }
-
-    fn device(&self, index: usize) -> Result<&Arc<dyn BlockRead>> {
-        self.devices
-            .get(index)
-            .ok_or_else(|| Error::not_found(format!("device {index} of the volume")))
-    }
-}
-
-impl BlockRead for VolumeReader {
-    fn size(&self) -> u64 {
-        self.mapping.size()
-    }
-
-    /// One read of a device for each range of it that has no gap: the stripes
-    /// of one column are read at once and dealt out afterwards.
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let mut runs = Vec::new();
-        self.mapping.runs(
-            offset,
-            u64::try_from(buf.len()).unwrap_or(u64::MAX),
-            &mut runs,
-        )?;
-        // Each run with the part of the buffer that it fills.
-        let mut parts: Vec<(Run, &mut [u8])> = Vec::with_capacity(runs.len());
-        let mut rest = buf;
-        for run in runs {
-            let len = usize::try_from(run.len).unwrap_or(usize::MAX);
-            let (part, after) = rest
-                .split_at_mut_checked(len)
-                .ok_or_else(|| Error::corrupt("the layout of a volume", "a run is too long"))?;
-            parts.push((run, part));
-            rest = after;
-        }
-        parts.sort_by_key(|(run, _)| (run.device, run.offset));
-        for group in parts.chunk_by_mut(|(a, _), (b, _)| {
-            a.device == b.device && a.offset.checked_add(a.len) == Some(b.offset)
-        }) {
-            match group {
-                [(run, part)] => self.device(run.device)?.read_at(run.offset, part)?,
-                [(first, _), ..] => {
-                    let (device, start) = (first.device, first.offset);
-                    let len = group
-                        .iter()
-                        .fold(0_usize, |n, (_, p)| n.saturating_add(p.len()));
-                    let mut together = vec![0; len];
-                    self.device(device)?.read_at(start, &mut together)?;
-                    let mut rest = together.as_slice();
-                    for (_, part) in group {
-                        let Some((bytes, after)) = rest.split_at_checked(part.len()) else {
-                            break;
-                        };
-                        part.copy_from_slice(bytes);
-                        rest = after;
-                    }
-                }
-                [] => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
-mod tests {
-    use super::*;
-    use parking_lot::Mutex;
-
-    /// Bytes in memory that count how often they are read.
-    struct Memory {
-        bytes: Vec<u8>,
-        reads: Mutex<Vec<(u64, usize)>>,
-    }
-
-    impl Memory {
-        fn new(len: usize, seed: usize) -> Arc<Self> {
-            let bytes = (0..len)
-                .map(|i| ((i * 31 + i / 251 + seed) % 256) as u8)
-                .collect();
-            Arc::new(Self {
-                bytes,
-                reads: Mutex::default(),
-            })
-        }
-    }
-
-    impl BlockRead for Memory {
-        fn size(&self) -> u64 {
-            self.bytes.len() as u64
-        }
-        fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-            self.reads.lock().push((offset, buf.len()));
-            let at = offset as usize;
-            let bytes = self.bytes.get(at..at + buf.len());
-            buf.copy_from_slice(bytes.ok_or_else(|| Error::corrupt("memory", "past the end"))?);
-            Ok(())
-        }
-    }
-
-    fn runs(mapping: &Mapping, offset: u64, len: u64) -> Vec<(usize, u64, u64)> {
-        let mut out = Vec::new();
-        mapping.runs(offset, len, &mut out).unwrap();
-        out.iter().map(|r| (r.device, r.offset, r.len)).collect()
-    }
-
-    fn striped(len: u64, stripe: u64, columns: &[(usize, u64)]) -> Segment {
-        let columns = columns
-            .iter()
-            .map(|&(device, offset)| Place { device, offset })
-            .collect();
-        Segment {
-            len,
-            layout: Layout::Striped { stripe, columns },
-        }
-    }
-
-    fn linear(len: u64, offset: u64) -> Segment {
-        Segment {
-            len,
-            layout: Layout::Linear(Place { device: 0, offset }),
-        }
-    }
-
-    #[test]
-    fn linear_runs_are_joined_and_bounded() {
-        let m =
-            Mapping::from_segments([linear(100, 1000), linear(50, 1100), linear(10, 5)]).unwrap();
-        assert_eq!(m.size(), 160);
-        assert_eq!(runs(&m, 0, 160), [(0, 1000, 150), (0, 5, 10)]);
-        assert_eq!(runs(&m, 90, 20), [(0, 1090, 20)]);
-        assert_eq!(runs(&m, 160, 0), []);
-        let mut out = vec![Run {
-            device: 0,
-            offset: 990,
-            len: 10,
-        }];
-        m.runs(0, 1, &mut out).unwrap();
-        assert_eq!(out.len(), 2, "what was there before is not touched");
-        for (offset, len) in [(0, 161), (160, 1), (u64::MAX, 1), (1, u64::MAX)] {
-            assert!(matches!(
-                m.runs(offset, len, &mut out),
-                Err(Error::Corrupt { .. })
-            ));
-        }
-        assert_eq!(Mapping::linear(0, u64::MAX, 5).size(), 0);
-    }
-
-    #[test]
-    fn stripes_go_round_the_columns() {
-        // Three columns, stripes of 4: 0123 4567 89.. | ..
-        let m = Mapping::from_segments([striped(36, 4, &[(0, 100), (1, 200), (0, 300)])]).unwrap();
-        assert_eq!(
-            runs(&m, 2, 20),
-            [
-                (0, 102, 2),
-                (1, 200, 4),
-                (0, 300, 4),
-                (0, 104, 4),
-                (1, 204, 4),
-                (0, 304, 2)
-            ]
-        );
-        // Adjacent stripes of one column are one run.
-        let one = Mapping::from_segments([striped(40, 4, &[(0, 7)])]).unwrap();
-        assert_eq!(runs(&one, 0, 40), [(0, 7, 40)]);
-    }
-
-    #[test]
-    fn impossible_layouts_are_refused() {
-        for segment in [
-            striped(10, 0, &[(0, 0)]),
-            striped(10, 4, &[]),
-            striped(10, 4, &[(0, 0), (0, 9), (0, 99)]),
-            striped(10, 4, &[(0, u64::MAX), (0, 0)]),
-            linear(2, u64::MAX),
-        ] {
-            assert!(Mapping::from_segments([segment]).is_err());
-        }
-        assert!(Mapping::from_segments([linear(1 << 63, 0), linear(1 << 63, 0)]).is_err());
-        assert_eq!(Mapping::from_segments([]).unwrap().size(), 0);
-    }
-
-    #[test]
-    fn a_column_is_read_at_once() {
-        let devices = [Memory::new(4096, 1), Memory::new(4096, 2)];
-        let m = Mapping::from_segments([
-            linear(10, 5),
-            striped(1024, 16, &[(0, 100), (1, 50), (0, 2000), (1, 3000)]),
-        ])
-        .unwrap();
-        let reader = VolumeReader::new(m.clone(), devices.iter().map(|d| d.clone() as _).collect());
-        let mut truth = Vec::new();
-        for at in 0..m.size() {
-            let (device, offset, _) = runs(&m, at, 1)[0];
-            truth.push(devices[device].bytes[offset as usize]);
-        }
-        let mut buf = vec![0; m.size() as usize];
-        reader.read_at(0, &mut buf).unwrap();
-        assert_eq!(buf, truth);
-        assert_eq!(
-            devices[0].reads.lock().len(),
-            3,
-            "the linear piece and two columns"
-        );
-        assert_eq!(devices[1].reads.lock().len(), 2);
-        for (at, len) in [
-            (0, 1),
-            (3, 60),
-            (9, 2),
-            (10, 16),
-            (11, 17),
-            (500, 500),
-            (1033, 1),
-        ] {
-            let mut buf = vec![0; len];
-            reader.read_at(at as u64, &mut buf).unwrap();
-            assert_eq!(buf, truth[at..at + len], "{len} bytes at {at}");
-        }
-        assert!(matches!(
-            reader.read_at(1033, &mut [0; 2]),
-            Err(Error::Corrupt { .. })
-        ));
-        let lost = VolumeReader::new(Mapping::linear(7, 0, 10), Vec::new());
-        assert!(lost.read_at(0, &mut [0; 1]).is_err());
     }
 }

@@ -60,8 +60,13 @@ pub(super) struct LvSegment {
     pub(super) kind: String,
     /// Bytes per stripe.
     pub(super) stripe: u64,
-    /// Physical volume and first extent of each column.
+    /// Physical volume (or logical one) and first extent of each column, or of
+    /// each copy of a mirror.
     pub(super) stripes: Vec<(String, u64)>,
+    /// The logical volumes that a RAID consists of.
+    pub(super) images: Vec<String>,
+    /// Copies of each chunk of a RAID10.
+    pub(super) copies: u64,
 }
 
 #[derive(Debug)]
@@ -99,6 +104,14 @@ impl Group {
             snapshots: snapshots.collect(),
             name,
         })
+    }
+
+    /// Bytes of `lv`, whether it can be read or not.
+    pub(super) fn size(&self, lv: &Lv) -> u64 {
+        let extents = lv.segments.iter().map(|segment| segment.count);
+        extents
+            .fold(0, u64::saturating_add)
+            .saturating_mul(self.extent)
     }
 
     /// Whether `lv` is a user's: not internal. Of a snapshot, the store is what
@@ -171,7 +184,20 @@ fn segment(segment: &Section<'_>) -> Option<LvSegment> {
         "striped" => segment
             .pairs("stripes")
             .filter(|stripes| !stripes.is_empty())?,
+        "mirror" => segment
+            .pairs("mirrors")
+            .filter(|copies| !copies.is_empty())?,
         _ => Vec::new(),
+    };
+    // Metadata and data of each take turns, but RAID0 may have no metadata.
+    let images = match segment.words("raid0_lvs") {
+        Some(images) => images,
+        None => segment
+            .words("raids")
+            .unwrap_or_default()
+            .chunks_exact(2)
+            .filter_map(|pair| pair.last().cloned())
+            .collect(),
     };
     let (start, count) = (
         segment.number("start_extent")?,
@@ -183,6 +209,8 @@ fn segment(segment: &Section<'_>) -> Option<LvSegment> {
         kind,
         stripe,
         stripes,
+        images,
+        copies: segment.number("data_copies").unwrap_or(2),
     })
 }
 

@@ -2,20 +2,22 @@
 //!
 //! The idea: every physical volume is looked at once ([`Groups::add`]); of each
 //! volume group the newest metadata counts. Then each visible logical volume
-//! is either a [`Mapping`] or a reason why there is none ([`Groups::volumes`]).
-//! Linear and striped segments are all that is mapped; the others are caches,
-//! snapshots or RAID, whose plain bytes would be the wrong ones.
+//! is either a [`Mapping`] or a reason why there is none ([`Groups::groups`]).
+//! Linear, striped and mirrored segments and RAID are mapped; the others are
+//! caches, snapshots and thin pools, whose plain bytes would be the wrong ones.
 #![deny(clippy::arithmetic_side_effects)]
 
 mod area;
 mod group;
+mod layout;
 mod text;
 
 use super::head::Head;
-use super::mapping::{Layout, Mapping, Place, Segment};
+use super::mapping::Mapping;
 use crate::error::Result;
 use area::{Area, Label};
 use group::{Group, Lv, LvSegment};
+use layout::Layouts;
 use std::collections::HashSet;
 
 /// Logical volumes that are listed at most.
@@ -45,13 +47,18 @@ pub(super) struct Groups {
     read: u64,
 }
 
-/// What a physical volume is part of.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Membership {
-    /// A group that was read, or none.
-    Known,
-    /// A group that cannot be read; the reason.
-    Unknown(String),
+/// A volume group.
+#[derive(Debug)]
+pub(super) struct VolumeGroup {
+    /// Its name.
+    pub(super) name: String,
+    /// Indexes of its physical volumes that were found, as [`Groups::add`] gave
+    /// them out.
+    pub(super) members: Vec<usize>,
+    /// How many of its physical volumes were not found.
+    pub(super) missing: usize,
+    /// Its visible logical volumes.
+    pub(super) volumes: Vec<LogicalVolume>,
 }
 
 /// A logical volume.
@@ -59,8 +66,10 @@ pub(super) enum Membership {
 pub(super) struct LogicalVolume {
     /// `<group>-<volume>`.
     pub(super) name: String,
-    /// First byte of it on the disk, as far as known.
-    pub(super) first: u64,
+    /// First byte of it on device 0, if any of it lies there.
+    pub(super) first: Option<u64>,
+    /// Its size in bytes.
+    pub(super) size: u64,
     /// What it is.
     pub(super) state: State,
 }
@@ -133,165 +142,73 @@ impl Groups {
         }
     }
 
-    /// What the physical volume with this index is part of.
-    pub(super) fn membership(&self, index: usize) -> Membership {
-        let Some(pv) = self.pvs.get(index) else {
-            return Membership::Known;
-        };
-        if self
-            .groups
-            .iter()
-            .any(|group| group.pvs.iter().any(|p| p.id == pv.id))
-        {
-            return Membership::Known;
+    /// Why the group of the physical volume with this index is not known, if it
+    /// should be. `absence` says where its metadata was looked for in vain.
+    pub(super) fn unknown(&self, index: usize, absence: &str) -> Option<String> {
+        let pv = self.pvs.get(index)?;
+        let known = |group: &Group| group.pvs.iter().any(|p| p.id == pv.id);
+        if self.groups.iter().any(known) {
+            return None;
         }
         if pv.damaged {
-            return Membership::Unknown(
-                "the metadata of this LVM physical volume is damaged".into(),
-            );
+            return Some("the metadata of this LVM physical volume is damaged".into());
         }
-        if pv.in_use {
-            return Membership::Unknown(
-                "this LVM physical volume belongs to a volume group whose metadata is not on \
-                 this disk"
-                    .into(),
-            );
-        }
-        Membership::Known
+        pv.in_use.then(|| {
+            format!(
+                "this LVM physical volume belongs to a volume group whose metadata is {absence}"
+            )
+        })
     }
 
-    /// The visible logical volumes of all groups.
-    pub(super) fn volumes(&self) -> Vec<LogicalVolume> {
-        self.groups
-            .iter()
-            .flat_map(|group| group.lvs.iter().map(move |lv| (group, lv)))
-            .filter(|(group, lv)| group.shows(lv))
-            .take(MAX_LVS)
-            .map(|(group, lv)| LogicalVolume {
-                name: format!("{}-{}", group.name, lv.name),
-                first: self.first(group, lv),
-                state: self.state(group, lv),
-            })
-            .collect()
-    }
-
-    /// The first byte of `lv` that is known to be on the disk, for the order.
-    fn first(&self, group: &Group, lv: &Lv) -> u64 {
-        let mut stripes = lv.segments.iter().flat_map(|segment| &segment.stripes);
-        stripes
-            .find_map(|(pv, extent)| Some(self.place(group, pv, *extent, 0).ok()?.offset))
-            .unwrap_or(u64::MAX)
-    }
-
-    fn state(&self, group: &Group, lv: &Lv) -> State {
-        if let Some(reason) = group.snapshot(lv) {
-            return State::Unreadable(reason);
-        }
-        let other = lv.segments.iter().find(|segment| segment.kind != "striped");
-        if let Some(LvSegment { kind, .. }) = other {
-            let base = kind.split('+').next().unwrap_or_default();
-            return match base {
-                "thin-pool" | "cache-pool" | "vdo-pool" => State::NoFiles(format!("LVM {base}")),
-                _ => State::Unreadable(format!(
-                    "LVM volumes of type {kind} are not read, only linear and striped ones"
-                )),
-            };
-        }
-        let mapped = self.segments(group, lv).and_then(|segments| {
-            Mapping::from_segments(segments).map_err(|error| error.to_string())
-        });
-        match mapped {
-            Ok(mapping) => State::Mapped(mapping),
-            Err(reason) => State::Unreadable(reason),
-        }
-    }
-
-    fn segments(&self, group: &Group, lv: &Lv) -> std::result::Result<Vec<Segment>, String> {
-        let damaged = || format!("the LVM metadata of {} contradicts itself", lv.name);
-        let mut next = 0_u64;
+    /// All groups, with their visible logical volumes. `absence` says where a
+    /// physical volume was looked for in vain.
+    pub(super) fn groups(&self, absence: &str) -> Vec<VolumeGroup> {
+        let mut left = MAX_LVS;
         let mut all = Vec::new();
-        for segment in &lv.segments {
-            if segment.start != next {
-                return Err(damaged());
-            }
-            next = next.checked_add(segment.count).ok_or_else(damaged)?;
-            let len = segment
-                .count
-                .checked_mul(group.extent)
-                .ok_or_else(damaged)?;
-            let columns = u64::try_from(segment.stripes.len()).unwrap_or(u64::MAX);
-            if segment.count.checked_rem(columns) != Some(0) {
-                return Err(damaged());
-            }
-            let each = segment.count.checked_div(columns).ok_or_else(damaged)?;
-            let columns = segment
-                .stripes
+        for group in &self.groups {
+            let found = |id: &str| self.pvs.iter().position(|pv| pv.id == id);
+            let members: Vec<usize> = group.pvs.iter().filter_map(|pv| found(&pv.id)).collect();
+            let layouts = Layouts::new(&self.pvs, group, absence);
+            let volumes: Vec<LogicalVolume> = group
+                .lvs
                 .iter()
-                .map(|(pv, extent)| self.place(group, pv, *extent, each))
-                .collect::<std::result::Result<Vec<Place>, String>>()?;
-            let layout = match columns.as_slice() {
-                [only] => Layout::Linear(*only),
-                _ => Layout::Striped {
-                    stripe: segment.stripe,
-                    columns,
-                },
-            };
-            all.push(Segment { len, layout });
-        }
-        if all.is_empty() {
-            Err(damaged())
-        } else {
-            Ok(all)
-        }
-    }
-
-    /// The place on a device of `count` extents of the physical volume that
-    /// the group calls `name`, from extent `extent`.
-    fn place(
-        &self,
-        group: &Group,
-        name: &str,
-        extent: u64,
-        count: u64,
-    ) -> std::result::Result<Place, String> {
-        let Some(entry) = group.pvs.iter().find(|pv| pv.name == name) else {
-            return Err(if group.lvs.iter().any(|lv| lv.name == name) {
-                format!("it is built on the internal LVM volume {name}, which is not supported")
-            } else {
-                format!("the LVM metadata names a physical volume {name} that it does not list")
+                .filter(|lv| group.shows(lv))
+                .take(left)
+                .map(|lv| LogicalVolume {
+                    name: format!("{}-{}", group.name, lv.name),
+                    first: layouts.first(lv),
+                    size: group.size(lv),
+                    state: state(group, lv, &layouts),
+                })
+                .collect();
+            left = left.saturating_sub(volumes.len());
+            all.push(VolumeGroup {
+                name: group.name.clone(),
+                missing: group.pvs.len().saturating_sub(members.len()),
+                members,
+                volumes,
             });
-        };
-        let found = self
-            .pvs
-            .iter()
-            .find(|pv| pv.id == entry.id)
-            .filter(|_| !entry.missing);
-        let Some(pv) = found else {
-            return Err(format!(
-                "it needs the LVM physical volume {name} (last seen as {}, UUID {}), which is not \
-                 on this disk",
-                entry.device, entry.uuid
-            ));
-        };
-        let outside = || format!("the LVM metadata points past the end of physical volume {name}");
-        let range = || {
-            extent
-                .checked_add(count)
-                .filter(|end| *end <= entry.count)?;
-            let at = extent.checked_mul(group.extent)?.checked_add(entry.start)?;
-            Some((at, count.checked_mul(group.extent)?))
-        };
-        let (at, len) = range().ok_or_else(outside)?;
-        let mut runs = Vec::new();
-        pv.mapping
-            .runs(at, len.max(1), &mut runs)
-            .map_err(|_| outside())?;
-        match runs.as_slice() {
-            [run] => Ok(Place {
-                device: run.device,
-                offset: run.offset,
-            }),
-            _ => Err(format!("the physical volume {name} lies in pieces")),
         }
+        all
+    }
+}
+
+fn state(group: &Group, lv: &Lv, layouts: &Layouts<'_>) -> State {
+    if let Some(reason) = group.snapshot(lv) {
+        return State::Unreadable(reason);
+    }
+    let other = lv.segments.iter().find(|segment| !layout::reads(segment));
+    if let Some(LvSegment { kind, .. }) = other {
+        let base = kind.split('+').next().unwrap_or_default();
+        return match base {
+            "thin-pool" | "cache-pool" | "vdo-pool" => State::NoFiles(format!("LVM {base}")),
+            _ => State::Unreadable(format!(
+                "LVM volumes of type {kind} are not read, only linear, striped and RAID ones"
+            )),
+        };
+    }
+    match layouts.mapping(lv) {
+        Ok(mapping) => State::Mapped(mapping),
+        Err(reason) => State::Unreadable(reason),
     }
 }

@@ -86,6 +86,18 @@ impl<'a> Section<'a> {
             .any(|value| matches!(value, Value::Text(text) if *text == word.as_bytes()))
     }
 
+    /// The strings of the list at `key`.
+    pub(super) fn words(&self, key: &str) -> Option<Vec<String>> {
+        let Value::List(list) = self.get(key)? else {
+            return None;
+        };
+        let words = list.iter().filter_map(|value| match value {
+            Value::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
+            _ => None,
+        });
+        Some(words.collect())
+    }
+
     /// The list at `key`, as pairs of a string and a number.
     pub(super) fn pairs(&self, key: &str) -> Option<Vec<(String, u64)>> {
         let Value::List(list) = self.get(key)? else {

@@ -106,9 +106,10 @@ fn raid1(bytes: &[u8], at: u64) -> Option<Signature> {
 }
 
 /// Linux RAID, formats 1.0 and 0.90, near the end of the volume. Not looked for
-/// where a file system of `taken` bytes lies.
+/// where a file system of `taken` bytes lies; one that is larger than the volume
+/// lies on more than this.
 fn raid_at_end(head: &Head<'_>, taken: Option<u64>) -> Result<Option<Signature>> {
-    let taken = taken.unwrap_or(0);
+    let taken = taken.filter(|taken| *taken <= head.size()).unwrap_or(0);
     // 1.0: at least 8 KiB from the end, on a multiple of 4 KiB.
     if let Some(at) = head.size().checked_sub(8192).map(|at| at & !4095)
         && taken <= at

@@ -3,13 +3,13 @@
 use super::*;
 
 /// LVM2's tools on some loop devices, and on nothing else.
-struct Lvm {
-    loops: Vec<Loop>,
+pub(super) struct Lvm {
+    pub(super) loops: Vec<Loop>,
     config: String,
 }
 
 impl Lvm {
-    fn new(loops: Vec<Loop>) -> Self {
+    pub(super) fn new(loops: Vec<Loop>) -> Self {
         let filter: Vec<_> = loops.iter().map(|l| format!("\"a|^{}$|\"", l.0)).collect();
         let config = format!(
             "devices{{filter=[{},\"r|.*|\"] use_devicesfile=0 scan=[\"/dev\"]}} \
@@ -19,12 +19,12 @@ impl Lvm {
         Self { loops, config }
     }
 
-    fn run(&self, command: &str, args: &[&str]) -> String {
+    pub(super) fn run(&self, command: &str, args: &[&str]) -> String {
         let first = ["--driverloaded", "n", "--config", &self.config];
         run(command, [&first[..], args].concat())
     }
 
-    fn create(&self, group: &str, name: &str, args: &[&str]) {
+    pub(super) fn create(&self, group: &str, name: &str, args: &[&str]) {
         let first = ["-an", "-Zn", "-Wn", "-y", "-n", name];
         self.run("lvcreate", &[&first[..], args, &[group]].concat());
     }
@@ -397,7 +397,7 @@ fn other_types_are_named() {
     assert_eq!(names, truth);
     assert!(reason(&volumes, "vg0-snap").contains("snapshot of root"));
     assert!(reason(&volumes, "vg0-data").contains("type thin"));
-    assert!(reason(&volumes, "vg0-r").contains("type raid1"));
+    assert!(reason(&volumes, "vg0-r").contains("no known file system"));
     assert_eq!(
         named(&volumes, "vg0-pool").content,
         Content::NoFiles("LVM thin-pool".into())

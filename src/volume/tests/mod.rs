@@ -1,8 +1,11 @@
 //! Real tools write, `blkid`, `partx`, `sfdisk` and LVM2 say what is there.
 
+mod across;
 mod damage;
 mod logical;
+mod mapping;
 mod partitions;
+mod raid;
 mod signatures;
 mod unreadable;
 
@@ -111,6 +114,16 @@ impl Loop {
     }
 }
 
+impl Loop {
+    /// Of a part of a disk.
+    pub(super) fn part(image: &Image, at: u64, size: u64) -> Self {
+        let (at, size) = (at.to_string(), size.to_string());
+        let path = image.path().display().to_string();
+        let args = ["-f", "--show", "-o", &at, "--sizelimit", &size, &path];
+        Self(run("losetup", args).trim().to_owned())
+    }
+}
+
 impl Drop for Loop {
     fn drop(&mut self) {
         run("losetup", ["-d", &self.0]);
@@ -172,7 +185,10 @@ pub(super) fn same_as_blkid(image: &Image, volume: &Volume) -> String {
     assert_eq!(label, tell("LABEL"), "label of {volume:?}");
     assert_eq!(volume.uuid, tell("UUID"), "UUID of {volume:?}");
     let expected = match kind.as_str() {
-        "crypto_LUKS" | "BitLocker" => Content::Locked(kind.clone()),
+        "crypto_LUKS" | "BitLocker" => Content::Locked(Lock {
+            kind: kind.clone(),
+            uuid: volume.uuid.clone(),
+        }),
         "swap" | "LVM2_member" | "jbd" | "swsuspend" => Content::NoFiles(kind.clone()),
         "linux_raid_member" | "" => {
             assert!(

@@ -321,7 +321,7 @@ fn mbr_with_large_sectors() {
     // Before there is anything in it, nothing says which sectors they are.
     for (number, start, len) in partx(&image, 4096) {
         if number != 2 {
-            let volume = empty(format!("part{number}"), Mapping::linear(0, start, len));
+            let volume = empty(&format!("part{number}"), Mapping::linear(0, start, len));
             mkfs(&image, &volume, "4Kn");
         }
     }

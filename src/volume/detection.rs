@@ -1,0 +1,562 @@
+//! The search for volumes: what lies on the disks, then what the parts found
+//! there make up.
+//!
+//! The idea: disks, arrays and all else that may have a partition table are
+//! looked at by the same code, each as a mapping. What is a part of something
+//! larger is remembered, and the larger things are put together when all disks
+//! have been looked at: arrays first, which may hold all others, then volume
+//! groups, then file systems over several devices.
+#![deny(clippy::arithmetic_side_effects)]
+
+use super::disks::Devices;
+use super::group::{Group, Groups, On};
+use super::head::{self, Head};
+use super::lvm::{self, State};
+use super::mapping::{Layout, Mapping, Place, Segment};
+use super::signature::{self, Signature};
+use super::table::{self, Partition, Role, Table};
+use super::{Content, Lock, Volume, VolumeReader, btrfs, empty, md, name};
+use crate::error::Result;
+use crate::image::BlockRead;
+use std::sync::Arc;
+
+/// Arrays within arrays.
+const MAX_NESTED: usize = 3;
+/// Volumes of one search; what is found after them is left out.
+const MAX_FOUND: usize = 16_384;
+
+/// A search.
+pub(super) struct Detection {
+    devices: Vec<Option<Arc<dyn BlockRead>>>,
+    /// See [`Devices::absence`].
+    absence: String,
+    groups: Groups,
+    pvs: lvm::Groups,
+    arrays: md::Arrays,
+    pools: btrfs::Pools,
+    found: Vec<Found>,
+}
+
+/// A volume, and what is needed to place it.
+struct Found {
+    on: On,
+    /// First byte on device 0, if any of it lies there.
+    first: Option<u64>,
+    volume: Volume,
+    part: Option<Part>,
+}
+
+/// What a volume is a part of: its index among its like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Pv(usize),
+    Raid(usize),
+    Btrfs(usize),
+}
+
+/// Something that may have a partition table: a disk or an array.
+struct Area {
+    on: On,
+    mapping: Mapping,
+    /// The name of the whole.
+    name: String,
+    /// What the names of its partitions begin with.
+    prefix: String,
+    note: String,
+}
+
+impl Detection {
+    /// Looks at all disks that are open.
+    ///
+    /// # Errors
+    /// From below, but for damage.
+    pub(super) fn run(devices: &Devices<'_>) -> Result<Self> {
+        let mut all = Self {
+            devices: devices.all(),
+            absence: devices.absence(),
+            groups: Groups::default(),
+            pvs: lvm::Groups::default(),
+            arrays: md::Arrays::default(),
+            pools: btrfs::Pools::default(),
+            found: Vec::new(),
+        };
+        for (device, disk) in devices.in_order() {
+            all.area(&Area {
+                on: On::Disk(device),
+                mapping: Mapping::linear(device, 0, disk.size()),
+                name: "disk".into(),
+                prefix: String::new(),
+                note: String::new(),
+            })?;
+        }
+        all.arrays()?;
+        all.logical_volumes()?;
+        all.pools();
+        Ok(all)
+    }
+
+    /// Whether something with a part on device 0 lacks other parts.
+    pub(super) fn lacks_parts(&self) -> bool {
+        self.groups.lacks_parts()
+    }
+
+    /// The volumes that device 0 shows, in its order, with names that are safe
+    /// and unique, and with sentences that can be printed, whatever names stand
+    /// in them.
+    pub(super) fn finish(self, devices: &Devices<'_>) -> Vec<Volume> {
+        let shown = self.groups.places(devices);
+        let mut all: Vec<(u64, Volume)> = Vec::new();
+        for mut found in self.found {
+            match found.on {
+                On::Disk(0) => {}
+                On::Disk(_) => continue,
+                On::Group(index) => match shown.get(index) {
+                    Some(place) if place.here => found.volume.across = place.across,
+                    _ => continue,
+                },
+            }
+            all.push((found.first.unwrap_or(u64::MAX), found.volume));
+        }
+        for (index, place) in shown.iter().enumerate() {
+            let (Some(disk), Some(group)) = (place.link, self.groups.get(index)) else {
+                continue;
+            };
+            let mut link = empty(&group.name, Mapping::linear(0, 0, 0));
+            link.across = place.across;
+            link.content = Content::Elsewhere {
+                disk,
+                what: name::sentence(&group.what),
+            };
+            all.push((group.first.unwrap_or(u64::MAX), link));
+        }
+        all.sort_by_key(|(first, _)| *first);
+        let mut volumes: Vec<Volume> = all.into_iter().map(|(_, volume)| volume).collect();
+        for volume in &mut volumes {
+            if let Content::Unreadable(text) | Content::NoFiles(text) = &mut volume.content {
+                *text = name::sentence(text);
+            }
+            volume.note = name::sentence(&volume.note);
+        }
+        name::make_unique(volumes.iter_mut().map(|volume| &mut volume.name));
+        volumes
+    }
+
+    fn push(&mut self, on: On, volume: Volume, part: Option<Part>) {
+        let first = volume.mapping.first_on(0);
+        self.push_at(on, first, volume, part);
+    }
+
+    fn push_at(&mut self, on: On, first: Option<u64>, volume: Volume, part: Option<Part>) {
+        if self.found.len() < MAX_FOUND {
+            self.found.push(Found {
+                on,
+                first,
+                volume,
+                part,
+            });
+        }
+    }
+
+    fn reader(&self, mapping: &Mapping) -> VolumeReader {
+        VolumeReader::over(mapping.clone(), self.devices.clone())
+    }
+
+    /// Whether anything was found since `from` that is more than an entry in a
+    /// table.
+    fn knows_any(&self, from: usize) -> bool {
+        self.found.iter().skip(from).any(|found| {
+            !found.volume.uuid.is_empty()
+                || matches!(
+                    found.volume.content,
+                    Content::FileSystem(_) | Content::Locked(_)
+                )
+        })
+    }
+
+    fn area(&mut self, area: &Area) -> Result<()> {
+        let reader = self.reader(&area.mapping);
+        let head = Head::read(&reader)?;
+        if let Some(superblock) = md::Superblock::find_first(&head)? {
+            return self.member(area, &head, superblock);
+        }
+        let from = self.found.len();
+        match table::read(&head)? {
+            None => self.whole(area, &head)?,
+            // A boot loader may stand before a file system, with an empty table.
+            Some(Table { kind, partitions }) if partitions.is_empty() => {
+                self.whole(area, &head)?;
+                if !self.knows_any(from) {
+                    for found in self.found.iter_mut().skip(from) {
+                        let what = format!("a {kind} partition table without entries");
+                        found.volume.content = Content::NoFiles(what);
+                    }
+                }
+            }
+            Some(table) => {
+                // A member of an array may show the array's table through.
+                if let Some(superblock) = md::Superblock::find_last(&head)? {
+                    return self.member(area, &head, superblock);
+                }
+                self.partitions(area, &table)?;
+                // An MBR may count in sectors of 4096 bytes; that is rare, so believe
+                // it only where the usual reading leads to nothing and this does not.
+                if table.kind == "dos"
+                    && !self.knows_any(from)
+                    && let Some(table) = table::read_mbr(&head, 4096)?
+                {
+                    let usual = self.found.split_off(from);
+                    self.partitions(area, &table)?;
+                    if !self.knows_any(from) {
+                        self.found.truncate(from);
+                        self.found.extend(usual);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The area is a member of an array as a whole.
+    fn member(&mut self, area: &Area, head: &Head<'_>, superblock: md::Superblock) -> Result<()> {
+        let mut volume = empty(&area.name, area.mapping.clone());
+        if let Some(found) = signature::probe(head)? {
+            (volume.label, volume.uuid) = (found.label, found.uuid);
+        }
+        volume.content = Content::NoFiles("linux_raid_member".into());
+        let index = self.arrays.add(superblock, area.mapping.clone());
+        self.push(area.on, volume, Some(Part::Raid(index)));
+        Ok(())
+    }
+
+    /// The area without a partition table.
+    fn whole(&mut self, area: &Area, head: &Head<'_>) -> Result<()> {
+        let mut volume = empty(&area.name, area.mapping.clone());
+        volume.note.clone_from(&area.note);
+        let found = signature::probe(head)?;
+        let part = self.describe(&mut volume, head, found)?;
+        self.push(area.on, volume, part);
+        Ok(())
+    }
+
+    fn partitions(&mut self, area: &Area, table: &Table) -> Result<()> {
+        for partition in &table.partitions {
+            self.partition(area, partition)?;
+        }
+        Ok(())
+    }
+
+    fn partition(&mut self, area: &Area, partition: &Partition) -> Result<()> {
+        let size = area.mapping.size();
+        let there = size.saturating_sub(partition.start).min(partition.len);
+        let place = Segment {
+            len: there,
+            layout: Layout::Linear(Place {
+                device: 0,
+                offset: partition.start,
+            }),
+        };
+        let mapping = Mapping::over([place], std::slice::from_ref(&area.mapping))
+            .unwrap_or_else(|_| Mapping::linear(0, 0, 0));
+        let mut volume = empty(&format!("{}part{}", area.prefix, partition.number), mapping);
+        volume.partition_label = partition.label.clone();
+        volume.note.clone_from(&area.note);
+        let mut part = None;
+        match partition.role {
+            Role::NoFiles(what) => volume.content = Content::NoFiles(what.into()),
+            Role::LostGpt => {
+                volume.content = Content::Unreadable(
+                    "the disk's GPT partition table and its backup are both damaged".into(),
+                );
+            }
+            Role::LostLogical => {
+                volume.content = Content::Unreadable(
+                    "the image is damaged in its list of logical partitions: those that come \
+                     after the damage are not found"
+                        .into(),
+                );
+            }
+            role => {
+                let reader = self.reader(&volume.mapping);
+                let head = Head::read(&reader)?;
+                let found = signature::probe(&head)?;
+                let known = found.is_some();
+                let takes = found.as_ref().and_then(|found| found.size);
+                part = self.describe(&mut volume, &head, found)?;
+                match role {
+                    _ if !known && head.damage().is_some() => {}
+                    Role::Swap if !known => volume.content = Content::NoFiles("swap".into()),
+                    Role::Dynamic if !known => {
+                        volume.content = Content::Unreadable(
+                            "it is part of a Windows dynamic disk (LDM), which is not read".into(),
+                        );
+                    }
+                    _ => {}
+                }
+                // What is cut off may be missing from the file system or not.
+                let fits = takes.is_some_and(|takes| takes <= there);
+                let holds_files = matches!(
+                    volume.content,
+                    Content::FileSystem(_) | Content::Unreadable(_)
+                );
+                if there < partition.len && holds_files && !fits {
+                    volume.content = Content::Unreadable(format!(
+                        "the partition ends at byte {}, past the end of the disk at byte {size}",
+                        partition.start.saturating_add(partition.len),
+                    ));
+                }
+            }
+        }
+        // In its place in the table, whether or not anything of it is there.
+        let first = match area.on {
+            On::Disk(0) => Some(partition.start),
+            _ => volume.mapping.first_on(0),
+        };
+        self.push_at(area.on, first, volume, part);
+        Ok(())
+    }
+
+    /// Fills in what `found` says of `volume`; returns what it is a part of.
+    fn describe(
+        &mut self,
+        volume: &mut Volume,
+        head: &Head<'_>,
+        found: Option<Signature>,
+    ) -> Result<Option<Part>> {
+        let Some(found) = found else {
+            volume.content = Content::Unreadable(unknown(head));
+            return Ok(None);
+        };
+        let kind = found.kind.to_owned();
+        volume.label = found.label;
+        volume.uuid = found.uuid;
+        let mut part = None;
+        volume.content = match found.kind {
+            "crypto_LUKS" | "BitLocker" => Content::Locked(Lock {
+                kind,
+                uuid: volume.uuid.clone(),
+            }),
+            "swap" | "swsuspend" | "jbd" => Content::NoFiles(kind),
+            "LVM2_member" => {
+                part = Some(Part::Pv(self.pvs.add(head, &volume.mapping)?));
+                Content::NoFiles(kind)
+            }
+            "linux_raid_member" => {
+                let superblock = match md::Superblock::find(head)? {
+                    Some(found) => Some(found),
+                    None => md::Superblock::find_old(head)?,
+                };
+                match superblock {
+                    Some(superblock) => {
+                        let index = self.arrays.add(superblock, volume.mapping.clone());
+                        part = Some(Part::Raid(index));
+                        Content::NoFiles(kind)
+                    }
+                    None => Content::Unreadable(
+                        "it is a member of a Linux software RAID array (linux_raid_member) whose \
+                         superblock is damaged"
+                            .into(),
+                    ),
+                }
+            }
+            "btrfs" => match btrfs::Superblock::parse(head.bytes()) {
+                Some(superblock) if superblock.devices > 1 => {
+                    let index = self.pools.add(superblock, volume.mapping.clone());
+                    part = Some(Part::Btrfs(index));
+                    Content::NoFiles("a device of a btrfs file system".into())
+                }
+                _ => Content::FileSystem(kind),
+            },
+            _ => Content::FileSystem(kind),
+        };
+        Ok(part)
+    }
+
+    /// The volumes that are these parts.
+    fn parts(&self, parts: &[Part]) -> impl Iterator<Item = &Found> {
+        let wanted = |found: &&Found| found.part.is_some_and(|part| parts.contains(&part));
+        self.found.iter().filter(wanted)
+    }
+
+    /// Makes a group of these parts.
+    fn group(&mut self, name: &str, what: String, parts: &[Part], lacks: bool) -> usize {
+        let own = |found: &&Found| found.on == On::Disk(0);
+        let group = Group {
+            name: name.to_owned(),
+            what,
+            parts: self.parts(parts).map(|found| found.on).collect(),
+            lacks,
+            first: self.parts(parts).find(own).and_then(|found| found.first),
+        };
+        self.groups.push(group)
+    }
+
+    /// Puts the arrays together, and looks at what lies on them.
+    fn arrays(&mut self) -> Result<()> {
+        let mut seen: Vec<[u8; 16]> = Vec::new();
+        for _ in 0..MAX_NESTED {
+            let arrays = self.arrays.arrays(&self.absence);
+            let new: Vec<md::Array> = arrays
+                .into_iter()
+                .filter(|a| !seen.contains(&a.id))
+                .collect();
+            if new.is_empty() {
+                return Ok(());
+            }
+            for array in new {
+                seen.push(array.id);
+                self.array(array)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn array(&mut self, array: md::Array) -> Result<()> {
+        let parts: Vec<Part> = array.members.into_iter().map(Part::Raid).collect();
+        let name = name::safe(&array.name);
+        let what = format!("the Linux RAID array {name}");
+        let group = self.group(&name, what, &parts, array.missing > 0);
+        let on = On::Group(group);
+        match array.mapping {
+            Ok(mapping) => {
+                let note = match array.missing {
+                    0 => String::new(),
+                    n => format!(
+                        "the Linux RAID array {name} is read without {n} of its members, which \
+                         are out of date or {}",
+                        self.absence
+                    ),
+                };
+                self.area(&Area {
+                    on,
+                    mapping,
+                    prefix: format!("{name}-"),
+                    name,
+                    note,
+                })
+            }
+            Err(reason) => {
+                let mut volume = empty(&name, Mapping::linear(0, 0, 0));
+                volume.size = array.size;
+                volume.content = Content::Unreadable(reason);
+                let first = self.groups.get(group).and_then(|group| group.first);
+                self.push_at(on, first, volume, None);
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts the volume groups together, and looks at their logical volumes.
+    fn logical_volumes(&mut self) -> Result<()> {
+        for found in &mut self.found {
+            if let Some(Part::Pv(index)) = found.part
+                && let Some(reason) = self.pvs.unknown(index, &self.absence)
+            {
+                found.volume.content = Content::Unreadable(reason);
+                // It belongs to a group, and all that is known of that is this part.
+                found.on = On::Group(self.groups.push(Group {
+                    name: found.volume.name.clone(),
+                    what: "an LVM volume group".into(),
+                    parts: vec![found.on],
+                    lacks: true,
+                    first: found.first,
+                }));
+            }
+        }
+        for vg in self.pvs.groups(&self.absence) {
+            let parts: Vec<Part> = vg.members.into_iter().map(Part::Pv).collect();
+            let what = format!("the LVM volume group {}", vg.name);
+            let on = On::Group(self.group(&vg.name, what, &parts, vg.missing > 0));
+            for lv in vg.volumes {
+                self.logical_volume(on, lv)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn logical_volume(&mut self, on: On, lv: lvm::LogicalVolume) -> Result<()> {
+        let mut volume = empty(&lv.name, Mapping::linear(0, 0, 0));
+        volume.size = lv.size;
+        let mut part = None;
+        match lv.state {
+            State::NoFiles(what) => volume.content = Content::NoFiles(what),
+            State::Unreadable(reason) => volume.content = Content::Unreadable(reason),
+            State::Mapped(mapping) => {
+                let reader = self.reader(&mapping);
+                volume.mapping = mapping;
+                let head = Head::read(&reader)?;
+                let found = signature::probe(&head)?;
+                // A guest's own disk inside a volume: seen, not opened.
+                let inner = match found.as_ref().map(|found| found.kind) {
+                    Some("LVM2_member") => Some("an LVM physical volume"),
+                    Some("linux_raid_member") => Some("a member of a Linux RAID array"),
+                    _ => None,
+                };
+                match inner {
+                    Some(what) => {
+                        volume.content = Content::Unreadable(format!(
+                            "it is {what} inside a logical volume, which is not read"
+                        ));
+                    }
+                    None => part = self.describe(&mut volume, &head, found)?,
+                }
+            }
+        }
+        self.push_at(on, lv.first, volume, part);
+        Ok(())
+    }
+
+    /// Puts the file systems over several devices together.
+    fn pools(&mut self) {
+        for pool in self.pools.pools() {
+            let parts: Vec<Part> = pool.members.into_iter().map(Part::Btrfs).collect();
+            let first = |device: Option<usize>| {
+                let mut parts = self.parts(&parts);
+                parts.find(|f| device.is_none_or(|device| f.on == On::Disk(device)))
+            };
+            // Shown by the name of its first part, linked to by that of the first
+            // one here.
+            let (Some(shown), Some(own)) = (first(None), first(Some(0)).or(first(None))) else {
+                continue;
+            };
+            let (name, link) = (shown.volume.name.clone(), own.volume.name.clone());
+            let mut volume = empty(&name, pool.mapping);
+            volume.label.clone_from(&shown.volume.label);
+            volume.uuid.clone_from(&shown.volume.uuid);
+            volume
+                .partition_label
+                .clone_from(&shown.volume.partition_label);
+            volume.members = pool.lengths;
+            volume.content = Content::FileSystem("btrfs".into());
+            let at = own.first;
+            let what = format!("the btrfs file system {}", volume.uuid);
+            if pool.missing > 0 {
+                volume.note = format!("{} of its devices are {}", pool.missing, self.absence);
+            }
+            let group = self.group(&link, what, &parts, pool.missing > 0);
+            // The whole has the name now.
+            for found in &mut self.found {
+                if found.part.is_some_and(|part| parts.contains(&part)) {
+                    found.volume.name.push_str("-device");
+                }
+            }
+            self.push_at(On::Group(group), at, volume, None);
+        }
+    }
+}
+
+/// Why a volume on which nothing was recognised cannot be read.
+fn unknown(head: &Head<'_>) -> String {
+    if let Some(damage) = head.damage() {
+        return format!("the image is damaged where it would say what this is: {damage}");
+    }
+    let why = if head.bytes().is_empty() {
+        "there is nothing of it on the disk"
+    } else if signature::is_blank(head.bytes()) {
+        "its first part is all zeros, as if it had never been formatted"
+    } else if head::is(head.bytes(), 510, &[0x55, 0xaa]) {
+        "it may hold a partition table of its own, which is not read"
+    } else {
+        "it may be raw data, or a format that is not known"
+    };
+    format!("no known file system was found; {why}")
+}
