@@ -243,6 +243,21 @@ impl Btrfs {
         })
     }
 
+    /// Where on the volume the first compressed extent of a file lies.
+    #[cfg(test)]
+    pub(super) fn first_unit(&self, inode: &Inode<'_>) -> Option<u64> {
+        let mut place = None;
+        let outcome = self.content(inode, 0, u64::MAX, &mut |content, _| {
+            if let (Content::Packed { unit, .. }, None) = (content, place) {
+                let mut pieces = Vec::new();
+                self.nodes.chunks.map(unit.logical, 1, 0, &mut pieces)?;
+                place = pieces.first().map(|piece| piece.offset);
+            }
+            Ok(())
+        });
+        outcome.ok().and(place)
+    }
+
     /// The target of a symbolic link.
     pub(super) fn link_target(&self, inode: &Inode<'_>) -> Result<Vec<u8>> {
         /// More than Linux lets a target be (`PATH_MAX`).

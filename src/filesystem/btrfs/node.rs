@@ -138,7 +138,7 @@ pub(super) struct Nodes {
     pub(super) chunks: Chunks,
     pub(super) checksum: Checksum,
     pub(super) sector_size: u32,
-    node_size: usize,
+    pub(super) node_size: usize,
     fsid: [u8; 16],
     kept: Mutex<LruCache<u64, Arc<Node>>>,
 }
@@ -154,6 +154,16 @@ impl Nodes {
             fsid: superblock.metadata_uuid,
             kept: Mutex::new(LruCache::unbounded()),
         }
+    }
+
+    /// Logical bytes of the nodes that are kept.
+    #[cfg(test)]
+    pub(super) fn addresses(&self) -> Vec<u64> {
+        self.kept
+            .lock()
+            .iter()
+            .map(|(logical, _)| *logical)
+            .collect()
     }
 
     /// The node at a logical byte, from the first copy that is as expected.
