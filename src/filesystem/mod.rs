@@ -8,6 +8,7 @@
 //! Times are [`Time`]: seconds and nanoseconds since 1970, signed, because
 //! guests hold dates from 1601 to 2446 and beyond.
 
+pub mod btrfs;
 pub mod ext;
 pub mod ntfs;
 mod options;
@@ -243,8 +244,9 @@ pub struct Source {
 /// # Errors
 /// `Unsupported` for a format without a reader, `Corrupt` for a damaged one.
 pub fn open(kind: &str, source: Source, options: &Options) -> Result<Box<dyn FileSystem>> {
-    let volume = source.volume;
+    let volume = Arc::clone(&source.volume);
     match kind {
+        "btrfs" => Ok(Box::new(btrfs::Btrfs::open(source)?)),
         "ext2" | "ext3" | "ext4" => Ok(Box::new(ext::Ext::open(volume)?)),
         "ntfs" => Ok(Box::new(ntfs::Ntfs::open_with(volume, options.clone())?)),
         other => Err(crate::Error::Unsupported {

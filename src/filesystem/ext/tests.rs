@@ -5,7 +5,7 @@
 
 mod damage;
 mod features;
-mod image;
+pub(in crate::filesystem) mod image;
 mod walk;
 
 use std::sync::Arc;

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::image::BlockRead;
 
 /// Runs a program that must succeed; returns what it printed.
-pub(super) fn run(program: &str, args: &[&OsStr]) -> String {
+pub(in crate::filesystem) fn run(program: &str, args: &[&OsStr]) -> String {
     let output = Command::new(program)
         .args(args)
         .output()
@@ -149,7 +149,7 @@ impl BlockRead for Reader {
 }
 
 /// An image in memory.
-pub(super) struct Memory(pub(super) Vec<u8>);
+pub(in crate::filesystem) struct Memory(pub(in crate::filesystem) Vec<u8>);
 
 impl BlockRead for Memory {
     fn size(&self) -> u64 {
@@ -190,7 +190,7 @@ fn if_possible(what: &str, result: std::io::Result<()>) {
 }
 
 /// Fills a mounted file system with one of everything.
-pub(super) fn populate(root: &Path) {
+pub(in crate::filesystem) fn populate(root: &Path) {
     names(&root.join("names"));
     content(&root.join("content"));
     special(&root.join("special"));
@@ -226,7 +226,7 @@ fn names(dir: &Path) {
 }
 
 /// Different in each block, so that a block in the wrong place shows.
-pub(super) fn bytes(len: usize, seed: u64) -> Vec<u8> {
+pub(in crate::filesystem) fn bytes(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(len + 8);
     while out.len() < len {
@@ -418,7 +418,7 @@ fn attributes(dir: &Path) {
 }
 
 /// A folder of many files, some deleted again; long names make the index deep.
-pub(super) fn many(dir: &Path, count: u32) {
+pub(in crate::filesystem) fn many(dir: &Path, count: u32) {
     fs::create_dir(dir).expect("a folder");
     for number in 0..count {
         let padding = "n".repeat((number % 200) as usize);
