@@ -21,7 +21,7 @@ mod htree;
 mod inode;
 mod map;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod xattr;
 
 use std::num::{NonZeroU32, NonZeroU64};

@@ -5,8 +5,8 @@
 
 mod damage;
 mod features;
-mod image;
-mod walk;
+pub(in crate::filesystem) mod image;
+pub(in crate::filesystem) mod walk;
 
 use std::sync::Arc;
 

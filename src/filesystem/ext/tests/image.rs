@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::image::BlockRead;
 
 /// Runs a program that must succeed; returns what it printed.
-pub(super) fn run(program: &str, args: &[&OsStr]) -> String {
+pub(in crate::filesystem) fn run(program: &str, args: &[&OsStr]) -> String {
     let output = Command::new(program)
         .args(args)
         .output()
@@ -105,17 +105,20 @@ impl Image {
     }
 
     pub(super) fn reader(&self) -> Reader {
-        let file = File::open(&self.path).expect("the image");
-        let size = file.metadata().expect("its size").len();
-        Reader { file, size }
+        Reader::of(File::open(&self.path).expect("the image"))
     }
 }
 
 /// A mounted image; unmounted when dropped.
-pub(super) struct Mount(PathBuf);
+pub(in crate::filesystem) struct Mount(PathBuf);
 
 impl Mount {
-    pub(super) fn path(&self) -> &Path {
+    /// What is mounted there already.
+    pub(in crate::filesystem) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub(in crate::filesystem) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -130,9 +133,16 @@ impl Drop for Mount {
 }
 
 /// An image file.
-pub(super) struct Reader {
+pub(in crate::filesystem) struct Reader {
     file: File,
     size: u64,
+}
+
+impl Reader {
+    pub(in crate::filesystem) fn of(file: File) -> Self {
+        let size = file.metadata().expect("its size").len();
+        Self { file, size }
+    }
 }
 
 impl BlockRead for Reader {
@@ -149,7 +159,7 @@ impl BlockRead for Reader {
 }
 
 /// An image in memory.
-pub(super) struct Memory(pub(super) Vec<u8>);
+pub(in crate::filesystem) struct Memory(pub(in crate::filesystem) Vec<u8>);
 
 impl BlockRead for Memory {
     fn size(&self) -> u64 {
@@ -184,13 +194,14 @@ fn if_possible(what: &str, result: std::io::Result<()>) {
             libc::EFBIG,
             libc::E2BIG,
             libc::ERANGE,
+            libc::EINVAL,
         ];
         assert!(impossible.contains(&errno), "{what}: {error}");
     }
 }
 
 /// Fills a mounted file system with one of everything.
-pub(super) fn populate(root: &Path) {
+pub(in crate::filesystem) fn populate(root: &Path) {
     names(&root.join("names"));
     content(&root.join("content"));
     special(&root.join("special"));
@@ -226,7 +237,7 @@ fn names(dir: &Path) {
 }
 
 /// Different in each block, so that a block in the wrong place shows.
-pub(super) fn bytes(len: usize, seed: u64) -> Vec<u8> {
+pub(in crate::filesystem) fn bytes(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(len + 8);
     while out.len() < len {
@@ -301,13 +312,14 @@ fn special(dir: &Path) {
     }
     let node = |name: &str, kind: SFlag, major: u32, minor: u32| {
         let device = libc::makedev(major, minor);
-        mknod(
+        let made = mknod(
             &dir.join(name),
             kind,
             Mode::from_bits_truncate(0o640),
             device,
-        )
-        .expect("a node");
+        );
+        // XFS has fewer bits for the major number.
+        if_possible("a node", made.map_err(Into::into));
     };
     node("fifo", SFlag::S_IFIFO, 0, 0);
     node("socket", SFlag::S_IFSOCK, 0, 0);
@@ -418,7 +430,7 @@ fn attributes(dir: &Path) {
 }
 
 /// A folder of many files, some deleted again; long names make the index deep.
-pub(super) fn many(dir: &Path, count: u32) {
+pub(in crate::filesystem) fn many(dir: &Path, count: u32) {
     fs::create_dir(dir).expect("a folder");
     for number in 0..count {
         let padding = "n".repeat((number % 200) as usize);
