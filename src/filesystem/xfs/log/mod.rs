@@ -20,7 +20,7 @@
 mod head;
 mod inode_item;
 mod replay;
-mod ring;
+pub(super) mod ring;
 mod transaction;
 
 use super::overlay::{Overlay, SECTOR};

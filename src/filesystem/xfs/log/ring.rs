@@ -240,7 +240,13 @@ impl Ring {
 }
 
 /// The CRC-32C of a record; its own field counts as zero.
-fn checksum(head: &[u8], head_len: usize, content: &[u8], len: usize, v2: bool) -> Option<u32> {
+pub(in crate::filesystem::xfs) fn checksum(
+    head: &[u8],
+    head_len: usize,
+    content: &[u8],
+    len: usize,
+    v2: bool,
+) -> Option<u32> {
     let first = slice_at(head, 0, head_len)?;
     let (before, after) = first.split_at_checked(CRC)?;
     let mut sum = crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]);
