@@ -2,15 +2,19 @@
 //! after it has replayed the log of another copy.
 
 use std::fs::{self, File};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::image::Image;
 use super::{Xfs, features};
-use crate::filesystem::FileSystem;
+use crate::Error;
 use crate::filesystem::ext::tests::image::{Memory, bytes, many, populate, run};
 use crate::filesystem::ext::tests::walk;
+use crate::filesystem::xfs::overlay::Overlay;
+use crate::filesystem::{DirEntry, FileSystem};
+use crate::image::BlockRead;
 
 impl Image {
     /// Compares our view of the image as it is with that of the kernel after it
@@ -188,4 +192,176 @@ fn grown_while_mounted() {
     shut_down(mount.path(), "shutdown -f");
     drop(mount);
     assert!(is_replayed(&image.agrees_after_replay()));
+}
+
+/// Byte offset, head and content of the last record of the log.
+fn last_record(raw: &[u8]) -> (usize, usize) {
+    let n32 = |at: usize| u32::from_be_bytes(raw[at..at + 4].try_into().expect("4"));
+    let n64 = |at: usize| u64::from_be_bytes(raw[at..at + 8].try_into().expect("8"));
+    let heads = (0..raw.len())
+        .step_by(512)
+        .filter(|at| n32(*at) == 0xfeed_babe);
+    let last = heads.max_by_key(|at| n64(at + 16)).expect("a record");
+    (last, n32(last + 12) as usize)
+}
+
+/// What a crash leaves of the record that was being written.
+#[test]
+fn a_record_that_was_being_written() {
+    let image = Image::make("64M", &[]);
+    {
+        let mount = image.mount("rw");
+        for round in 0..2 {
+            change(mount.path(), round);
+            sync(mount.path());
+        }
+        shut_down(mount.path(), "shutdown -f");
+    }
+    let raw = fs::read(&image.path).expect("the image");
+    let (at, len) = last_record(&raw);
+    assert!(len > 4096, "{len}");
+    let whole = Xfs::open(Arc::new(Memory(raw.clone()))).expect("the image opens");
+    assert!(is_replayed(&whole.description().notes));
+    let damages: [&dyn Fn(&mut [u8]); 4] = [
+        // Its content is not what was checksummed.
+        &|raw| raw[at + 512 + 700] ^= 1,
+        // Its end was not written.
+        &|raw| raw[at + 512 + 1024..at + 512 + len].fill(0),
+        // A part in the middle was not.
+        &|raw| raw[at + 512 + 1024..at + 512 + 2048].fill(0),
+        // Only its content was.
+        &|raw| raw[at..at + 512].fill(0),
+    ];
+    for damage in damages {
+        let mut raw = raw.clone();
+        damage(&mut raw);
+        let notes = Image::of(&raw).agrees_after_replay();
+        assert!(is_replayed(&notes), "{notes:?}");
+    }
+}
+
+/// A volume whose pages are mostly not at hand.
+struct Hasty {
+    raw: Memory,
+    reads: std::sync::atomic::AtomicU64,
+    every: u64,
+}
+
+impl BlockRead for Hasty {
+    fn size(&self) -> u64 {
+        self.raw.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> crate::Result<()> {
+        let reads = self
+            .reads
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if self.every > 0 && reads % self.every == self.every - 1 {
+            return Err(Error::WouldWait);
+        }
+        self.raw.read_at(offset, buf)
+    }
+}
+
+/// Wherever it happens, an answer that would have to wait is no answer.
+#[test]
+fn what_would_wait_says_so() {
+    let image = Image::make("64M", &[]);
+    {
+        let mount = image.mount("rw");
+        change(mount.path(), 0);
+        many(&mount.path().join("many"), 2000);
+        xattr::set(mount.path(), "user.a", &bytes(9000, 1)).expect("an attribute");
+        shut_down(mount.path(), "shutdown -f");
+    }
+    let raw = fs::read(&image.path).expect("the image");
+    let hasty = |every| Hasty {
+        raw: Memory(raw.clone()),
+        reads: 0.into(),
+        every,
+    };
+    for every in [1, 2, 3, 5, 8, 13, 21, 34] {
+        let answer = Xfs::open(Arc::new(hasty(every)));
+        assert!(matches!(answer.err(), Some(Error::WouldWait)));
+    }
+    let calm = Xfs::open(Arc::new(hasty(0))).expect("the image opens");
+    let root = calm.root();
+    let dir = calm.lookup(root, b"many").expect("a folder");
+    let file = {
+        let round = calm.lookup(root, b"round 0").expect("a folder");
+        calm.lookup(round, b"pieces").expect("a file")
+    };
+    let listing = |reader: &Xfs| {
+        let mut names = Vec::new();
+        let each = &mut |entry: DirEntry<'_>| {
+            names.push(entry.name.to_vec());
+            ControlFlow::Continue(())
+        };
+        reader.read_dir(dir, 0, each).map(|()| names.concat())
+    };
+    let extents = |reader: &Xfs| {
+        let mut all = Vec::new();
+        let read = reader.extents(file, 0, u64::MAX, &mut all);
+        read.map(|()| format!("{all:?}").into_bytes())
+    };
+    let name = b"500-"
+        .iter()
+        .copied()
+        .chain([b'n'; 100])
+        .collect::<Vec<_>>();
+    let asked: [&dyn Fn(&Xfs) -> crate::Result<Vec<u8>>; 6] = [
+        &listing,
+        &extents,
+        &|reader| Ok(format!("{:?}", reader.attr(dir)?).into_bytes()),
+        &|reader| Ok(reader.lookup(dir, &name)?.to_le_bytes().to_vec()),
+        &|reader| Ok(reader.parent(dir)?.to_le_bytes().to_vec()),
+        &|reader| Ok(reader.xattr(root, b"user.a")?.unwrap_or_default()),
+    ];
+    for ask in asked {
+        let truth = ask(&calm).expect("an answer");
+        let mut refused = 0;
+        for every in 1..60 {
+            let mut reader = Xfs::open(Arc::new(hasty(0))).expect("the image opens");
+            reader.store.volume = Arc::new(hasty(every));
+            match ask(&reader) {
+                Ok(answer) => assert!(answer == truth),
+                Err(Error::WouldWait) => refused += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(refused > 0);
+    }
+}
+
+#[test]
+fn the_overlay_is_bounded() {
+    let mut overlay = Overlay::default();
+    let volume = Memory(vec![7; 4096]);
+    overlay.write(&volume, 700, &[1; 600]).expect("room");
+    let mut bytes = [0; 2048];
+    volume.read_at(0, &mut bytes).expect("bytes");
+    assert!(overlay.apply(0, &mut bytes));
+    assert!(
+        bytes[..700]
+            .iter()
+            .chain(&bytes[1300..])
+            .all(|byte| *byte == 7)
+    );
+    assert!(bytes[700..1300].iter().all(|byte| *byte == 1));
+    overlay.forget(512, 512);
+    overlay.clear(1536, 512).expect("room");
+    volume.read_at(0, &mut bytes).expect("bytes");
+    overlay.apply(0, &mut bytes);
+    assert!(
+        bytes[..1024].iter().all(|byte| *byte == 7) && bytes[1536..].iter().all(|byte| *byte == 0)
+    );
+    let mut end = 0;
+    let full = loop {
+        if let Err(error) = overlay.clear(end, 1 << 20) {
+            break error;
+        }
+        end += 1 << 20;
+    };
+    assert!(matches!(full, Error::TooLarge { .. }), "{full}");
+    assert!(overlay.memory() < 129 << 20);
 }
