@@ -160,7 +160,7 @@ fn damaged(raw: &mut [u8], all: &[Structure], numbers: &mut Numbers) {
         let bytes = &mut raw[structure.at..structure.at + structure.len];
         for _ in 0..numbers.next() % 3 + 1 {
             // Mostly where heads are.
-            let range = if numbers.next() % 2 == 0 {
+            let range = if numbers.next().is_multiple_of(2) {
                 200
             } else {
                 structure.len

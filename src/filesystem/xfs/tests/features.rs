@@ -87,42 +87,52 @@ fn as_mkfs_makes_it() {
 }
 
 #[test]
-fn block_sizes() {
-    agrees("400M", &["-b", "size=1024"]);
-    agrees("400M", &["-b", "size=2048", "-n", "size=4096"]);
+fn small_blocks() {
+    agrees(
+        "400M",
+        &[
+            "-b",
+            "size=1024",
+            "-m",
+            "reflink=0,bigtime=0,finobt=0",
+            "-i",
+            "sparse=0",
+        ],
+    );
+}
+
+#[test]
+fn large_blocks() {
     agrees("1G", &["-b", "size=65536"]);
 }
 
 #[test]
-fn blocks_of_folders() {
-    agrees("400M", &["-n", "size=65536"]);
-    agrees("400M", &["-b", "size=1024", "-n", "size=8192"]);
-}
-
-#[test]
-fn sizes_of_inodes_and_sectors() {
-    agrees("400M", &["-i", "size=1024"]);
-    agrees("400M", &["-i", "size=2048", "-s", "size=4096"]);
-}
-
-#[test]
-fn features() {
-    agrees(
-        "400M",
-        &["-m", "reflink=0,bigtime=0,finobt=0", "-i", "sparse=0"],
-    );
+fn large_blocks_of_folders() {
     agrees(
         "400M",
         &[
+            "-n",
+            "size=65536",
             "-m",
-            "rmapbt=1,bigtime=1",
+            "rmapbt=1",
             "-i",
             "nrext64=1",
             "-d",
             "agcount=7",
         ],
     );
-    agrees("400M", &["-l", "su=256k"]);
+    agrees(
+        "400M",
+        &["-b", "size=2048", "-n", "size=8192", "-i", "size=1024"],
+    );
+}
+
+#[test]
+fn large_inodes_and_sectors() {
+    agrees(
+        "400M",
+        &["-i", "size=2048", "-s", "size=4096", "-l", "su=256k"],
+    );
 }
 
 #[test]
