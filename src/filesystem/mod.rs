@@ -12,6 +12,7 @@ pub mod btrfs;
 pub mod ext;
 pub mod ntfs;
 mod options;
+pub mod xfs;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -249,6 +250,7 @@ pub fn open(kind: &str, source: Source, options: &Options) -> Result<Box<dyn Fil
         "btrfs" => Ok(Box::new(btrfs::Btrfs::open(source)?)),
         "ext2" | "ext3" | "ext4" => Ok(Box::new(ext::Ext::open(volume)?)),
         "ntfs" => Ok(Box::new(ntfs::Ntfs::open_with(volume, options.clone())?)),
+        "xfs" => Ok(Box::new(xfs::Xfs::open(volume)?)),
         other => Err(crate::Error::Unsupported {
             what: format!("file system {other}"),
             reason: "there is no reader for this format yet".into(),

@@ -6,7 +6,7 @@
 mod damage;
 mod features;
 pub(in crate::filesystem) mod image;
-mod walk;
+pub(in crate::filesystem) mod walk;
 
 use std::sync::Arc;
 

@@ -105,17 +105,20 @@ impl Image {
     }
 
     pub(super) fn reader(&self) -> Reader {
-        let file = File::open(&self.path).expect("the image");
-        let size = file.metadata().expect("its size").len();
-        Reader { file, size }
+        Reader::of(File::open(&self.path).expect("the image"))
     }
 }
 
 /// A mounted image; unmounted when dropped.
-pub(super) struct Mount(PathBuf);
+pub(in crate::filesystem) struct Mount(PathBuf);
 
 impl Mount {
-    pub(super) fn path(&self) -> &Path {
+    /// What is mounted there already.
+    pub(in crate::filesystem) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub(in crate::filesystem) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -130,9 +133,16 @@ impl Drop for Mount {
 }
 
 /// An image file.
-pub(super) struct Reader {
+pub(in crate::filesystem) struct Reader {
     file: File,
     size: u64,
+}
+
+impl Reader {
+    pub(in crate::filesystem) fn of(file: File) -> Self {
+        let size = file.metadata().expect("its size").len();
+        Self { file, size }
+    }
 }
 
 impl BlockRead for Reader {
@@ -184,6 +194,7 @@ fn if_possible(what: &str, result: std::io::Result<()>) {
             libc::EFBIG,
             libc::E2BIG,
             libc::ERANGE,
+            libc::EINVAL,
         ];
         assert!(impossible.contains(&errno), "{what}: {error}");
     }
@@ -301,13 +312,14 @@ fn special(dir: &Path) {
     }
     let node = |name: &str, kind: SFlag, major: u32, minor: u32| {
         let device = libc::makedev(major, minor);
-        mknod(
+        let made = mknod(
             &dir.join(name),
             kind,
             Mode::from_bits_truncate(0o640),
             device,
-        )
-        .expect("a node");
+        );
+        // XFS has fewer bits for the major number.
+        if_possible("a node", made.map_err(Into::into));
     };
     node("fifo", SFlag::S_IFIFO, 0, 0);
     node("socket", SFlag::S_IFSOCK, 0, 0);

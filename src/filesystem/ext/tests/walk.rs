@@ -17,7 +17,7 @@ use crate::image::BlockRead;
 
 /// All that is compared of a file.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(in crate::filesystem) struct Entry {
     ino: u64,
     kind: FileType,
     mode: u16,
@@ -40,10 +40,10 @@ pub(super) struct Entry {
 }
 
 /// By path from the root; `None` for what cannot be read.
-pub(super) type Tree = BTreeMap<Vec<u8>, Option<Entry>>;
+pub(in crate::filesystem) type Tree = BTreeMap<Vec<u8>, Option<Entry>>;
 
 /// Says in which entries and fields two trees differ.
-pub(super) fn compare(ours: &Tree, kernel: &Tree) {
+pub(in crate::filesystem) fn compare(ours: &Tree, kernel: &Tree) {
     assert!(kernel.len() > 1, "there is nothing to compare");
     let mut differences = Vec::new();
     let paths: std::collections::BTreeSet<_> = ours.keys().chain(kernel.keys()).collect();
@@ -75,7 +75,7 @@ fn join(ranges: &mut Vec<Range<u64>>, next: Range<u64>) {
 
 /// Walks with our reader. Look-ups, parents and positions are checked on the
 /// way.
-pub(super) fn ours(reader: &dyn FileSystem, volume: &dyn BlockRead) -> Tree {
+pub(in crate::filesystem) fn ours(reader: &dyn FileSystem, volume: &dyn BlockRead) -> Tree {
     let mut tree = Tree::new();
     let mut folders = vec![(Vec::new(), reader.root())];
     let mut seen = HashSet::new();
@@ -276,7 +276,7 @@ fn pieces(reader: &dyn FileSystem, ino: u64, size: u64, places: &[(Range<u64>, O
 }
 
 /// Walks what the kernel shows of the same image.
-pub(super) fn kernel(root: &Path) -> Tree {
+pub(in crate::filesystem) fn kernel(root: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut folders = vec![Vec::new()];
     tree.insert(b"/".to_vec(), kernel_entry(root));

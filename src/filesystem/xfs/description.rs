@@ -1,0 +1,44 @@
+//! What an XFS says of itself.
+
+use super::log::State;
+use super::store::Store;
+use crate::filesystem::Description;
+
+pub(super) fn describe(store: &Store, log: &State) -> Description {
+    let superblock = &store.superblock;
+    let mut notes = log.notes();
+    if superblock.needs_repair {
+        notes.push("The file system is marked as damaged; it needs xfs_repair.".into());
+    }
+    if superblock.realtime {
+        notes.push(
+            "The file system has a realtime device, whose files are shown and cannot be read."
+                .into(),
+        );
+    }
+    let missing = superblock
+        .bytes(superblock.blocks)
+        .saturating_sub(store.volume.size());
+    if missing > 0 {
+        notes.push(format!(
+            "The volume is {missing} bytes shorter than its file system: what lies there cannot \
+             be read."
+        ));
+    }
+    let uuid = uuid::Uuid::from_bytes(superblock.uuid);
+    Description {
+        kind: "xfs",
+        label: superblock.label.clone(),
+        uuid: if uuid.is_nil() {
+            String::new()
+        } else {
+            uuid.to_string()
+        },
+        block_size: u32::try_from(superblock.block_size()).unwrap_or(u32::MAX),
+        blocks: superblock.blocks,
+        blocks_free: superblock.blocks_free,
+        files: superblock.inodes,
+        files_free: superblock.inodes_free,
+        notes,
+    }
+}
