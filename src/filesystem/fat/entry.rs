@@ -43,8 +43,8 @@ pub(super) struct Found<'a> {
     pub(super) ino: u64,
     /// The name as it is shown: UTF-16.
     pub(super) name: &'a [u16],
-    /// FAT: the short name, if the other one is a long one.
-    pub(super) alias: Option<&'a [u16]>,
+    /// FAT: the short name as on disk, if the other one is a long one.
+    pub(super) alias: Option<&'a [u8; 11]>,
     pub(super) entry: &'a Entry,
     /// Number of the slot after it.
     pub(super) next: u64,

@@ -163,13 +163,15 @@ pub(super) fn scan(
             parse(&slot.bytes, volume.geometry.width),
             slot.bytes.first_chunk(),
         ) {
-            short.clear();
-            short_name::push(name, u8_at(&slot.bytes, 12).unwrap_or(0), &mut short);
             let long = long.of(name);
+            if long.is_none() {
+                short.clear();
+                short_name::push(name, u8_at(&slot.bytes, 12).unwrap_or(0), &mut short);
+            }
             let found = Found {
                 ino: slot.ino,
                 name: long.unwrap_or(&short),
-                alias: long.map(|_| short.as_slice()),
+                alias: long.map(|_| name),
                 entry: &entry,
                 next: slot.number.saturating_add(1),
             };

@@ -6,7 +6,7 @@ use super::chain::Chain;
 use super::entry::{Entry, Found};
 use super::slots::{Folder, Place, SLOT};
 use super::volume::Root;
-use super::{Family, Fat, ROOT, exfat_entry, fat_entry};
+use super::{Family, Fat, ROOT, exfat_entry, fat_entry, short_name};
 use crate::error::{Error, Result};
 use crate::filesystem::ntfs::field::index;
 use crate::filesystem::ntfs::name::{UpperCase, from_wtf8, push_units};
@@ -135,6 +135,7 @@ impl Fat {
                 && std::iter::zip(name, &wanted).all(|(a, b)| upper.of(*a) == upper.of(*b))
         };
         let (mut exact, mut similar, mut short) = (None, None, None);
+        let mut units = Vec::new();
         let outcome = self.scan(&folder, 0, &mut |found| {
             if found.name == wanted {
                 exact = Some(found.ino);
@@ -144,8 +145,10 @@ impl Fat {
                 if similar.is_none() && like(found.name, upper) {
                     similar = Some(found.ino);
                 }
-                if short.is_none() && found.alias.is_some_and(|alias| like(alias, upper)) {
-                    short = Some(found.ino);
+                if let (Some(alias), None) = (found.alias, short) {
+                    units.clear();
+                    short_name::push(alias, 0, &mut units);
+                    short = like(&units, upper).then_some(found.ino);
                 }
             }
             ControlFlow::Continue(())

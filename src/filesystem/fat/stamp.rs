@@ -64,6 +64,7 @@ impl Stamp {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, reason = "a test may panic")]
 mod tests {
     use super::*;
     use crate::filesystem::parse_time_zone;
@@ -71,7 +72,7 @@ mod tests {
     fn at(date: (u16, u16, u16), time: (u16, u16, u16)) -> Stamp {
         Stamp {
             date: (date.0 - 1980) << 9 | date.1 << 5 | date.2,
-            time: time.0 << 11 | time.1 << 5 | time.2 / 2,
+            time: time.0 << 11 | time.1 << 5 | (time.2 / 2),
             ..Stamp::default()
         }
     }

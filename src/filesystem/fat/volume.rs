@@ -15,9 +15,9 @@ use crate::image::BlockRead;
 /// The number of the first cluster.
 pub(super) const FIRST: u32 = 2;
 
-/// Table entries that are read at once: a multiple of 2, so that a piece of
-/// FAT12 is of whole bytes.
-const PIECE: u32 = 1024;
+/// Table entries that are read at once: few, because a fragmented file needs one
+/// here and one there; a multiple of 2, so that a piece of FAT12 is of whole bytes.
+const PIECE: u32 = 128;
 
 /// How an entry of the table is coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
