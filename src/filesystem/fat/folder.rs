@@ -134,31 +134,56 @@ impl Fat {
             name.len() == wanted.len()
                 && std::iter::zip(name, &wanted).all(|(a, b)| upper.of(*a) == upper.of(*b))
         };
-        let (mut exact, mut similar, mut short) = (None, None, None);
+        // Names are mostly asked for in the order in which they were listed, so
+        // the search goes on where the last one ended, and once around.
+        let begin = match *self.last_found.lock() {
+            (last, position) if last == dir => position,
+            _ => 0,
+        };
         let mut units = Vec::new();
-        let outcome = self.scan(&folder, 0, &mut |found| {
-            if found.name == wanted {
-                exact = Some(found.ino);
-                return ControlFlow::Break(());
+        let (mut exact, mut similar, mut short) = (None, None, None);
+        let mut damage = Ok(());
+        for (from, until) in [(begin, u64::MAX), (0, begin)] {
+            if from == until || exact.is_some() {
+                break;
             }
-            if let Some(upper) = upper {
-                if similar.is_none() && like(found.name, upper) {
-                    similar = Some(found.ino);
+            let outcome = self.scan(&folder, from, &mut |found| {
+                if found.next > until {
+                    return ControlFlow::Break(());
                 }
-                if let (Some(alias), None) = (found.alias, short) {
+                let place = (found.next, found.ino);
+                if found.name == wanted {
+                    exact = Some(place);
+                    return ControlFlow::Break(());
+                }
+                let Some(upper) = upper else {
+                    return ControlFlow::Continue(());
+                };
+                if like(found.name, upper) {
+                    similar = similar.into_iter().chain([place]).min();
+                }
+                if let Some(alias) = found.alias {
                     units.clear();
                     short_name::push(alias, 0, &mut units);
-                    short = like(&units, upper).then_some(found.ino);
+                    if like(&units, upper) {
+                        short = short.into_iter().chain([place]).min();
+                    }
                 }
+                ControlFlow::Continue(())
+            });
+            match outcome {
+                Ok(()) => {}
+                Err(Error::Corrupt { .. }) => damage = outcome,
+                Err(error) => return Err(error),
             }
-            ControlFlow::Continue(())
-        });
-        match (exact.or(similar).or(short), outcome) {
-            // What is damaged elsewhere in the folder does not matter.
-            (Some(ino), Ok(()) | Err(Error::Corrupt { .. })) => Ok(ino),
-            (_, Err(error)) => Err(error),
-            (None, Ok(())) => Err(absent()),
         }
+        // What is damaged elsewhere in the folder does not matter.
+        if let Some((position, ino)) = exact.or(similar).or(short) {
+            *self.last_found.lock() = (dir, position);
+            return Ok(ino);
+        }
+        damage?;
+        Err(absent())
     }
 
     /// The upper case of letters: of exFAT as the volume has it, else Unicode's.

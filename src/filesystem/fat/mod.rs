@@ -47,6 +47,8 @@ mod volume;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use super::ntfs::name::UpperCase;
 use super::{Attr, Description, DirEntry, Extent, FileSystem, FileType, Options, Time};
 use crate::error::{Error, Result};
@@ -74,6 +76,8 @@ pub struct Fat {
     options: Options,
     description: Description,
     upper_case: OnceLock<Arc<UpperCase>>,
+    /// The folder in which a name was found last, and the position after it.
+    last_found: Mutex<(u64, u64)>,
 }
 
 impl Fat {
@@ -116,6 +120,7 @@ impl Fat {
             options,
             description: Description::default(),
             upper_case: OnceLock::new(),
+            last_found: Mutex::new((0, 0)),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::image::{Head, Image};
@@ -13,7 +14,7 @@ use crate::filesystem::fat::Fat;
 use crate::filesystem::ntfs::tests::compare::list;
 use crate::filesystem::ntfs::tests::scratch::Random;
 use crate::filesystem::{FileSystem, Options};
-use crate::image::patience;
+use crate::image::{BlockRead, patience};
 
 /// A small FAT volume with one file of ten clusters and a folder.
 fn small(width: &str) -> Image {
@@ -366,4 +367,72 @@ fn mutated_fat32_is_walked_in_bounded_time() {
 #[test]
 fn mutated_exfat_is_walked_in_bounded_time() {
     mutate(&small_exfat(), true);
+}
+
+/// Gives up at each read whose number the counter reaches.
+struct Impatient {
+    source: Arc<dyn BlockRead>,
+    left: AtomicU64,
+}
+
+impl BlockRead for Impatient {
+    fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        if self.left.fetch_sub(1, Ordering::Relaxed) == 0 {
+            return Err(Error::WouldWait);
+        }
+        self.source.read_at(offset, buf)
+    }
+}
+
+#[test]
+fn what_would_have_to_wait_is_asked_again_and_answered_the_same() {
+    for (image, exfat) in [
+        (small("12"), false),
+        (small("32"), false),
+        (small_exfat(), true),
+    ] {
+        let open = |left: u64| {
+            let source = Arc::new(Impatient {
+                source: image.source(),
+                left: AtomicU64::new(left),
+            });
+            let options = Options {
+                ignore_case: true,
+                ..Options::default()
+            };
+            let fs = if exfat {
+                Fat::open_exfat(Arc::<Impatient>::clone(&source), options)
+            } else {
+                Fat::open_vfat(Arc::<Impatient>::clone(&source), options)
+            };
+            fs.map(|fs| (fs, source))
+        };
+        let (fs, _) = open(u64::MAX).unwrap();
+        let dir = find(&fs, "folder/with a long name");
+        let above = find(&fs, "folder");
+        let entries = list(&fs, above, usize::MAX).unwrap();
+        let content = read(&fs, find(&fs, "file"), 0, u64::MAX).unwrap();
+        let describe = |fs: &Fat| format!("{:?}", fs.description());
+        for left in (0..60).chain((60..400).step_by(17)) {
+            let Ok((again, source)) = open(left) else {
+                continue;
+            };
+            assert_eq!(describe(&again), describe(&fs));
+            let ask = |what: &dyn Fn() -> Result<bool>| match what() {
+                Err(Error::WouldWait) => assert!(what().unwrap(), "after {left} reads"),
+                outcome => assert!(outcome.unwrap(), "after {left} reads"),
+            };
+            let root = again.root();
+            ask(&|| Ok(again.parent(dir)? == above));
+            ask(&|| Ok(again.lookup(root, b"FOLDER")? == above));
+            ask(&|| Ok(list(&again, above, usize::MAX)? == entries));
+            ask(&|| Ok(read(&again, again.lookup(root, b"file")?, 0, u64::MAX)? == content));
+            ask(&|| Ok(again.attr(dir)?.ino == dir));
+            source.left.store(u64::MAX, Ordering::Relaxed);
+        }
+    }
 }
