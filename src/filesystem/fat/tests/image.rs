@@ -221,6 +221,8 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
+        // What was written to it is in the image when this returns.
+        let _ = File::open(&self.0).and_then(|device| device.sync_all());
         let _ = Command::new("losetup").args(["-d", &self.0]).status();
     }
 }
@@ -233,11 +235,16 @@ pub(super) struct Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Being a block device's, this one waits until all is written.
-        let unmounted = Command::new("umount").arg(&self.at).status();
-        if !std::thread::panicking() {
-            assert!(unmounted.unwrap().success());
+        // A block device's file system has written all when this returns. A
+        // process that another test is just starting may still hold its files.
+        let unmount = || Command::new("umount").arg(&self.at).output();
+        for _ in 0..200 {
+            if unmount().is_ok_and(|output| output.status.success()) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
+        assert!(std::thread::panicking(), "{:?} stays mounted", self.at);
     }
 }
 
