@@ -150,8 +150,8 @@ fn walk_of_a_large_folder() {
     report("look-ups of 20,000 in order", 20_000, start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(5));
     let start = Instant::now();
-    for (name, ino, _) in all.iter().rev().step_by(1000) {
+    for (name, ino, _) in all.iter().rev().step_by(4000) {
         assert_eq!(fs.lookup(dir, name).unwrap(), *ino);
     }
-    report("look-ups here and there", 20, start.elapsed());
+    report("look-ups here and there", 5, start.elapsed());
 }
