@@ -173,6 +173,8 @@ pub(crate) struct Config {
     pub(crate) slots: usize,
     pub(crate) idle_timeout: Duration,
     pub(crate) sweep_interval: Duration,
+    /// The zone of guests that keep local time.
+    pub(crate) guest_time_zone: jiff::tz::TimeZone,
     /// Bytes.
     pub(crate) cache_size: u64,
     pub(crate) xattrs: bool,
@@ -230,6 +232,7 @@ impl Config {
             sweep_interval: values.duration("sweep_interval")?,
             cache_size: values.size("cache_size", 1 << 20, 1 << 40)?,
             xattrs: values.word("xattrs", &[("true", true), ("false", false)])?,
+            guest_time_zone: values.time_zone("guest_time_zone")?,
             listen: values.parsed("listen", "an address and a port, such as 127.0.0.1:8082")?,
             request_timeout: values.duration("request_timeout")?,
             start_timeout: values.duration("start_timeout")?,

@@ -150,7 +150,10 @@ impl Backups {
             slot_timeout: config.request_timeout.saturating_add(config.start_timeout),
         };
         let cache = BlockCache::new(config.cache_size);
-        let guest = filesystem::Options::default();
+        let guest = filesystem::Options {
+            time_zone: config.guest_time_zone.clone(),
+            ..filesystem::Options::default()
+        };
         let slots = Slots::new(Arc::clone(&catalog), cache, export, guest, limits);
         let tree = Tree::new(Arc::clone(&catalog), Arc::<Slots>::clone(&slots));
         Ok(Self {

@@ -10,6 +10,7 @@
 
 pub mod btrfs;
 pub mod ext;
+pub mod fat;
 pub mod ntfs;
 mod options;
 pub mod xfs;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::image::BlockRead;
-pub use options::Options;
+pub use options::{Options, parse_time_zone};
 
 /// A point in time: seconds since 1970-01-01 UTC, and nanoseconds (0..10⁹).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -249,6 +250,8 @@ pub fn open(kind: &str, source: Source, options: &Options) -> Result<Box<dyn Fil
     match kind {
         "btrfs" => Ok(Box::new(btrfs::Btrfs::open(source)?)),
         "ext2" | "ext3" | "ext4" => Ok(Box::new(ext::Ext::open(volume)?)),
+        "vfat" => Ok(Box::new(fat::Fat::open_vfat(volume, options.clone())?)),
+        "exfat" => Ok(Box::new(fat::Fat::open_exfat(volume, options.clone())?)),
         "ntfs" => Ok(Box::new(ntfs::Ntfs::open_with(volume, options.clone())?)),
         "xfs" => Ok(Box::new(xfs::Xfs::open(volume)?)),
         other => Err(crate::Error::Unsupported {

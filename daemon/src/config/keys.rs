@@ -141,6 +141,14 @@ pub(crate) const KEYS: &[Key] = &[
          listings of large folders are faster.",
     ),
     key(
+        "guest_time_zone",
+        "guest-time-zone",
+        Form::Text,
+        "UTC",
+        "The time zone of guests whose file system keeps local time (FAT, and exFAT where a time \
+         does not say): a name such as Europe/Berlin, or an offset such as +02:00.",
+    ),
+    key(
         "listen",
         "listen",
         Form::Text,

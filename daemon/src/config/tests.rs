@@ -49,6 +49,7 @@ fn defaults_of_root_are_as_documented() {
     assert_eq!(config.cache_size, 64 << 20);
     assert_eq!(config.read_ahead, 1 << 20);
     assert!(config.xattrs);
+    assert_eq!(config.guest_time_zone, jiff::tz::TimeZone::UTC);
     assert_eq!(config.listen.to_string(), "127.0.0.1:8082");
     assert_eq!(config.request_timeout, Duration::from_secs(30));
     assert_eq!(config.start_timeout, Duration::from_secs(10));
@@ -317,4 +318,31 @@ fn what_is_printed_can_be_read_again() {
             .lines()
             .all(|line| line.is_empty() || line.starts_with('#'))
     );
+}
+
+#[test]
+fn a_time_zone_is_a_name_or_an_offset() {
+    for zone in [
+        "Europe/Berlin",
+        "UTC",
+        "+02:00",
+        "-03:30",
+        "America/New_York",
+    ] {
+        let config = with_file(&format!("guest_time_zone = \"{zone}\""), &[]).unwrap();
+        assert_eq!(
+            config.guest_time_zone,
+            sendense::filesystem::parse_time_zone(zone).unwrap()
+        );
+    }
+    for wrong in ["Berlin", "Europe/Berlim", "+99:00", "2", "CEST"] {
+        let error = with_file(&format!("guest_time_zone = \"{wrong}\""), &[]);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("guest_time_zone"), "{error}");
+        assert!(error.contains("Europe/Berlin"), "{error}");
+        assert!(error.contains("+02:00"), "{error}");
+    }
+    let error = with_file("", &[("SENDENSE_GUEST_TIME_ZONE", "Nowhere")]);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("SENDENSE_GUEST_TIME_ZONE"), "{error}");
 }

@@ -142,6 +142,11 @@ impl Values {
             })
     }
 
+    pub(super) fn time_zone(&self, name: &str) -> Result<jiff::tz::TimeZone> {
+        sendense::filesystem::parse_time_zone(&self.text(name)?)
+            .map_err(|error| self.refuse(name, &error.to_string()))
+    }
+
     pub(super) fn parsed<T: std::str::FromStr>(&self, name: &str, wanted: &str) -> Result<T> {
         let text = self.text(name)?;
         text.parse()

@@ -10,14 +10,19 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 /// The code units of a name as on disk.
-pub(super) fn units(name: &[u8]) -> impl Iterator<Item = u16> + '_ {
+pub(in crate::filesystem) fn units(name: &[u8]) -> impl Iterator<Item = u16> + '_ {
     name.chunks_exact(2)
         .filter_map(|unit| unit.first_chunk().map(|unit| u16::from_le_bytes(*unit)))
 }
 
 /// Appends a name as on disk to `out`, as WTF-8.
-pub(super) fn push_wtf8(name: &[u8], out: &mut Vec<u8>) {
-    for unit in char::decode_utf16(units(name)) {
+pub(in crate::filesystem) fn push_wtf8(name: &[u8], out: &mut Vec<u8>) {
+    push_units(units(name), out);
+}
+
+/// Appends UTF-16 to `out`, as WTF-8.
+pub(in crate::filesystem) fn push_units(units: impl Iterator<Item = u16>, out: &mut Vec<u8>) {
+    for unit in char::decode_utf16(units) {
         match unit {
             Ok(character) => {
                 let mut buf = [0; 4];
@@ -33,14 +38,14 @@ pub(super) fn push_wtf8(name: &[u8], out: &mut Vec<u8>) {
 }
 
 /// A name as on disk, as WTF-8.
-pub(super) fn to_wtf8(name: &[u8]) -> Vec<u8> {
+pub(in crate::filesystem) fn to_wtf8(name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
     push_wtf8(name, &mut out);
     out
 }
 
 /// The UTF-16 of WTF-8; `None` for bytes that no name is spelled with.
-pub(super) fn from_wtf8(bytes: &[u8]) -> Option<Vec<u16>> {
+pub(in crate::filesystem) fn from_wtf8(bytes: &[u8]) -> Option<Vec<u16>> {
     let mut out = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
     // Whether the unit before is a lone high surrogate: a lone low one after it
@@ -74,7 +79,7 @@ pub(super) fn from_wtf8(bytes: &[u8]) -> Option<Vec<u16>> {
 }
 
 /// UTF-16 as it is on disk.
-pub(super) fn on_disk(units: &[u16]) -> Vec<u8> {
+pub(in crate::filesystem) fn on_disk(units: &[u16]) -> Vec<u8> {
     units.iter().flat_map(|unit| unit.to_le_bytes()).collect()
 }
 
@@ -83,17 +88,17 @@ static LAST: Mutex<Weak<UpperCase>> = Mutex::new(Weak::new());
 
 /// The upper case of each code unit, as the volume has it (`$UpCase`).
 #[derive(PartialEq, Eq)]
-pub(super) struct UpperCase(Vec<u16>);
+pub(in crate::filesystem) struct UpperCase(Vec<u16>);
 
 impl UpperCase {
     /// Takes the content of `$UpCase`.
-    pub(super) fn new(table: &[u8]) -> Self {
+    pub(in crate::filesystem) fn new(table: &[u8]) -> Self {
         Self(units(table).collect())
     }
 
     /// One copy (of 128 KiB) for all volumes that have the same table, as nearly
     /// all do.
-    pub(super) fn shared(self) -> Arc<Self> {
+    pub(in crate::filesystem) fn shared(self) -> Arc<Self> {
         let mut last = LAST.lock();
         match last.upgrade() {
             Some(known) if *known == self => known,
@@ -107,7 +112,7 @@ impl UpperCase {
 
     /// For a volume whose table cannot be read: Unicode's, which agrees with it
     /// for nearly all letters.
-    pub(super) fn of_unicode() -> Self {
+    pub(in crate::filesystem) fn of_unicode() -> Self {
         let upper = |unit: u16| {
             let mut upper = char::from_u32(u32::from(unit))?.to_uppercase();
             let first = upper.next().filter(|_| upper.len() == 0)?;
@@ -121,7 +126,7 @@ impl UpperCase {
     }
 
     /// The upper case of one code unit.
-    pub(super) fn of(&self, unit: u16) -> u16 {
+    pub(in crate::filesystem) fn of(&self, unit: u16) -> u16 {
         self.0.get(usize::from(unit)).copied().unwrap_or(unit)
     }
 }

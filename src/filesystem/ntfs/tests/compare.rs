@@ -29,10 +29,14 @@ const SYSTEM: [&str; 12] = [
 ];
 
 /// One entry of a folder: name, number, type if told.
-pub(super) type Listed = (Vec<u8>, u64, Option<FileType>);
+pub(in crate::filesystem) type Listed = (Vec<u8>, u64, Option<FileType>);
 
 /// All entries of a folder, asked for in pieces of `at_once`.
-pub(super) fn list(fs: &dyn FileSystem, dir: u64, at_once: usize) -> Result<Vec<Listed>> {
+pub(in crate::filesystem) fn list(
+    fs: &dyn FileSystem,
+    dir: u64,
+    at_once: usize,
+) -> Result<Vec<Listed>> {
     let mut all = Vec::new();
     let mut position = 0;
     loop {

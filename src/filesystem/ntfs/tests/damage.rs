@@ -17,7 +17,7 @@ use crate::filesystem::ntfs::Ntfs;
 use crate::image::BlockRead;
 
 /// An image in memory.
-pub(super) struct Memory(pub(super) Vec<u8>);
+pub(in crate::filesystem) struct Memory(pub(in crate::filesystem) Vec<u8>);
 
 impl BlockRead for Memory {
     fn size(&self) -> u64 {

@@ -5,11 +5,11 @@
 //! wimlib-imagex; without them they fail.
 #![allow(clippy::arithmetic_side_effects, reason = "a test may panic")]
 
-mod compare;
+pub(in crate::filesystem) mod compare;
 mod content;
-mod damage;
+pub(in crate::filesystem) mod damage;
 mod format;
-mod scratch;
+pub(in crate::filesystem) mod scratch;
 mod speed;
 mod structures;
 mod wof;

@@ -13,21 +13,21 @@ use crate::filesystem::ntfs::Ntfs;
 use crate::image::BlockRead;
 
 /// A fixed sequence of numbers that look random.
-pub(super) struct Random(pub(super) u64);
+pub(in crate::filesystem) struct Random(pub(in crate::filesystem) u64);
 
 impl Random {
-    pub(super) fn next(&mut self) -> u64 {
+    pub(in crate::filesystem) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(in crate::filesystem) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    pub(super) fn bytes(&mut self, len: usize) -> Vec<u8> {
+    pub(in crate::filesystem) fn bytes(&mut self, len: usize) -> Vec<u8> {
         (0..len.div_ceil(8))
             .flat_map(|_| self.next().to_le_bytes())
             .take(len)
@@ -55,7 +55,7 @@ impl Random {
 }
 
 /// Runs a program that must succeed.
-pub(super) fn run(program: &str, args: &[&str]) {
+pub(in crate::filesystem) fn run(program: &str, args: &[&str]) {
     let output = Command::new(program)
         .args(args)
         .output()
@@ -69,7 +69,7 @@ pub(super) fn run(program: &str, args: &[&str]) {
 }
 
 /// An image file.
-pub(super) struct ImageFile(pub(super) File);
+pub(in crate::filesystem) struct ImageFile(pub(in crate::filesystem) File);
 
 impl BlockRead for ImageFile {
     fn size(&self) -> u64 {
