@@ -76,6 +76,10 @@ impl BlockRead for Disk {
         patience::spend()?;
         self.export.read_at(offset, buf)
     }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        self.cache.will_need(self.id, &self.export, offset, len);
+    }
 }
 
 impl Drop for Disk {

@@ -62,4 +62,11 @@ pub trait BlockRead: Send + Sync {
     fn read_data_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.read_at(offset, buf)
     }
+
+    /// Says that these bytes will be read soon: where there is a cache, they are
+    /// fetched behind the caller's back. Never waits; what lies past the end is
+    /// nothing to fetch.
+    fn will_need(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
 }

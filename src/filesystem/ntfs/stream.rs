@@ -223,6 +223,20 @@ impl Stream {
         })
     }
 
+    /// Announces that the bytes `offset..offset + len` will be read soon.
+    pub(super) fn will_need(&self, volume: &Volume, offset: u64, len: u64) {
+        if let Content::Clusters(runs) = &self.content
+            && self.unit == 0
+        {
+            let len = len.min(self.initialized.saturating_sub(offset));
+            for (place, len) in self.stretches(volume, runs, offset, len) {
+                if let Some(place) = place {
+                    volume.source.will_need(place, len);
+                }
+            }
+        }
+    }
+
     fn cut_short(&self) -> Error {
         Error::corrupt(self.what.clone(), "its run list ends before its data")
     }

@@ -282,11 +282,11 @@ fn names_of_all_of_unicode() {
     assert!(fs.lookup(folder, b"foO").is_ok());
 }
 
-fn junction(target: &str) -> Vec<u8> {
+pub(super) fn junction(target: &str) -> Vec<u8> {
     reparse(0xa000_0003, &[], target)
 }
 
-fn windows_symlink(target: &str, relative: u32) -> Vec<u8> {
+pub(super) fn windows_symlink(target: &str, relative: u32) -> Vec<u8> {
     reparse(0xa000_000c, &relative.to_le_bytes(), target)
 }
 

@@ -9,6 +9,7 @@ mod compare;
 mod content;
 mod damage;
 mod format;
+mod mixed;
 mod scratch;
 mod speed;
 mod structures;
