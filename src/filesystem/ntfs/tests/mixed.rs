@@ -238,6 +238,68 @@ fn three_implementations_agree_on_60000_files() {
     three_agree(60_000, 6 << 30);
 }
 
+/// rust-fs-ntfs, which shares nothing with the others.
+///
+/// It differs in names with lone surrogates, which it cannot spell.
+#[test]
+fn a_fourth_implementation_agrees() {
+    let scratch = Scratch::new();
+    let image = scratch.mkntfs("image", 128 << 20, &["-c", "4096"]);
+    let mount = scratch.mount(&image, "compression");
+    fill(&mount, 250);
+    drop(mount);
+    let fs = open(&image);
+    let theirs = fs_ntfs::facade::Filesystem::mount(&image).unwrap();
+    let mut folders = vec![(fs.root(), String::from("/"))];
+    let mut count = 0;
+    while let Some((folder, path)) = folders.pop() {
+        let mut entries: BTreeMap<String, u64> = theirs
+            .read_dir(&path)
+            .unwrap()
+            .into_iter()
+            .map(|entry| (entry.name, entry.file_record_number))
+            .collect();
+        for (name, ino, _) in list(&fs, folder, usize::MAX).unwrap() {
+            let Ok(name) = String::from_utf8(name) else {
+                continue;
+            };
+            let path = format!("{}/{name}", path.trim_end_matches('/'));
+            assert_eq!(entries.remove(&name), Some(ino), "{path}");
+            let (ours, their) = (fs.attr(ino).unwrap(), theirs.stat(&path).unwrap());
+            assert_eq!(their.file_record_number, ino, "{path}");
+            for (ours, seconds, nanoseconds) in [
+                (Some(ours.atime), their.atime_sec, their.atime_nsec),
+                (Some(ours.mtime), their.mtime_sec, their.mtime_nsec),
+                (Some(ours.ctime), their.ctime_sec, their.ctime_nsec),
+                (ours.btime, their.crtime_sec, their.crtime_nsec),
+            ] {
+                let ours = ours.unwrap();
+                assert_eq!(
+                    (ours.seconds, ours.nanoseconds),
+                    (seconds, nanoseconds),
+                    "{path}"
+                );
+            }
+            match ours.kind {
+                FileType::Directory => folders.push((ino, path)),
+                FileType::Regular => {
+                    assert_eq!(ours.nlink, u32::from(their.link_count), "{path}");
+                    assert_eq!(ours.size, their.size, "{path}");
+                    let mut data = vec![0; ours.size as usize];
+                    assert_eq!(theirs.read_file(&path, 0, &mut data).unwrap(), data.len());
+                    assert!(read(&fs, ino, 0, u64::MAX).unwrap() == data, "{path}");
+                }
+                _ => {}
+            }
+            count += 1;
+        }
+        let dots = [".", ".."].map(String::from);
+        entries.retain(|name, _| !dots.contains(name) && !name.starts_with("lone "));
+        assert!(entries.is_empty(), "{path}: {entries:?}");
+    }
+    assert!(count > 250);
+}
+
 /// A compressed file of which only the beginning was ever written: what lies
 /// past the initialized size reads as zeros, whatever its units decode to.
 #[test]
