@@ -102,12 +102,12 @@ fn fill(mount: &Mount, count: u64) {
     fs::write(mount.root().join(lone), b"lone").unwrap();
 }
 
-fn digest(data: &[u8]) -> String {
+pub(super) fn digest(data: &[u8]) -> String {
     let hash = Sha256::digest(data);
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn hexed(bytes: &[u8]) -> String {
+pub(super) fn hexed(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "-".into();
     }
@@ -115,7 +115,7 @@ fn hexed(bytes: &[u8]) -> String {
 }
 
 /// What libfsntfs says: facts by path, and how many names it could not read.
-fn second_opinion(image: &Path) -> (BTreeMap<String, Vec<String>>, usize) {
+pub(super) fn second_opinion(image: &Path) -> (BTreeMap<String, Vec<String>>, usize) {
     // The system's Python, which has the module.
     let output = Command::new("/usr/bin/python3")
         .args(["-c", include_str!("second_opinion.py")])
