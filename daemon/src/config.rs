@@ -191,6 +191,11 @@ pub(crate) struct Config {
     pub(crate) allow_other: AllowOther,
     pub(crate) gate: GatePolicy,
     pub(crate) group: String,
+    /// User and group.
+    pub(crate) guest_owner: (u32, u32),
+    pub(crate) guest_file_mode: u16,
+    pub(crate) guest_folder_mode: u16,
+    pub(crate) guest_ignore_case: bool,
     pub(crate) log: String,
     /// The effective user id that the defaults were made for.
     pub(crate) uid: u32,
@@ -251,6 +256,11 @@ impl Config {
                 &[("enforce", GatePolicy::Enforce), ("warn", GatePolicy::Warn)],
             )?,
             group: values.text("group")?,
+            guest_owner: values.owner("guest_owner")?,
+            guest_file_mode: values.mode("guest_file_mode")?,
+            guest_folder_mode: values.mode("guest_folder_mode")?,
+            guest_ignore_case: values
+                .word("guest_ignore_case", &[("true", true), ("false", false)])?,
             log: values.text("log")?,
             uid: sources.uid,
             written: Vec::new(),
@@ -458,7 +468,11 @@ fn read_file(path: &Path) -> Result<Vec<(&'static Key, Written)>> {
         }
         let word = |value: &DeValue<'_>| match value {
             DeValue::String(text) => Ok(OsString::from(text.as_ref())),
-            DeValue::Integer(number) if number.radix() == 10 => Ok(OsString::from(number.as_str())),
+            DeValue::Integer(number)
+                if number.radix() == 10 || (number.radix() == 8 && key.form == Form::Mode) =>
+            {
+                Ok(OsString::from(number.as_str()))
+            }
             DeValue::Boolean(value) => Ok(OsString::from(value.to_string())),
             other => Err(refuse(
                 at,

@@ -150,9 +150,14 @@ impl Backups {
             slot_timeout: config.request_timeout.saturating_add(config.start_timeout),
         };
         let cache = BlockCache::new(config.cache_size);
+        let (uid, gid) = config.guest_owner;
         let guest = filesystem::Options {
+            uid,
+            gid,
+            file_mode: config.guest_file_mode,
+            directory_mode: config.guest_folder_mode,
+            ignore_case: config.guest_ignore_case,
             time_zone: config.guest_time_zone.clone(),
-            ..filesystem::Options::default()
         };
         let slots = Slots::new(Arc::clone(&catalog), cache, export, guest, limits);
         let tree = Tree::new(Arc::clone(&catalog), Arc::<Slots>::clone(&slots));

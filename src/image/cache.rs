@@ -4,8 +4,9 @@
 //! be a round trip to `qemu-nbd`. So blocks are fetched in pages of
 //! [`PAGE`] bytes (a qcow2 cluster) and kept, least recently used out first. A
 //! page that several readers miss at once is fetched once; a reader that moves
-//! forward has the next pages fetched behind its back. The data of large files
-//! does not pass through here.
+//! forward, or that says what it will need, has the next pages fetched behind its
+//! back, neighbours by one request. The data of large files does not pass through
+//! here.
 //!
 //! Every page asked for is a turn of [`patience`]: work that must not wait stops
 //! at the first page that is missing, and no work goes on for ever.
@@ -28,6 +29,10 @@ pub const PAGE: u64 = 64 * 1024;
 
 /// Pages fetched ahead of a reader that moves forward.
 const READ_AHEAD: u64 = 4;
+
+/// Pages fetched ahead of one that has moved forward for longer, or that has said
+/// what it will need.
+const FAR_AHEAD: u64 = 16;
 
 /// Locks by which the cache is divided; a power of two.
 const SHARDS: usize = 8;
@@ -184,47 +189,105 @@ impl BlockCache {
             Found::Pending(fill) => {
                 self.hits.fetch_add(1, Ordering::Relaxed);
                 patience::may_wait()?;
-                fill
+                if let Ok(bytes) = fill.wait() {
+                    return Ok(bytes);
+                }
+                // It failed together with its neighbours; alone it may be had.
+                match self.find((disk, page))? {
+                    Found::Ready(bytes) => return Ok(bytes),
+                    Found::Pending(fill) => fill,
+                    Found::Missing(fill) => {
+                        self.fetch(disk, export, page, vec![Arc::clone(&fill)]);
+                        fill
+                    }
+                }
             }
             Found::Missing(fill) => {
                 self.misses.fetch_add(1, Ordering::Relaxed);
-                self.fetch(disk, export, page, &fill);
-                let forward = page
-                    .checked_sub(1)
-                    .is_some_and(|last| self.holds((disk, last)));
-                if forward {
-                    self.fetch_ahead(disk, export, page.saturating_add(1));
-                }
+                self.fetch(disk, export, page, vec![Arc::clone(&fill)]);
+                let behind = (1..=READ_AHEAD.saturating_add(1))
+                    .map_while(|n| page.checked_sub(n))
+                    .take_while(|page| self.holds((disk, *page)));
+                let ahead = match behind.count() as u64 {
+                    0 => 0,
+                    1..=READ_AHEAD => READ_AHEAD,
+                    _ => self.far_ahead(),
+                };
+                self.fetch_ahead(disk, export, page.saturating_add(1), ahead);
                 fill
             }
         };
         fill.wait()
     }
 
-    fn fetch_ahead(self: &Arc<Self>, disk: u64, export: &Export, first: u64) {
-        let end = export.size().div_ceil(PAGE);
-        for page in first..first.saturating_add(READ_AHEAD).min(end) {
-            if let Ok(Found::Missing(fill)) = self.find((disk, page)) {
-                self.read_ahead.fetch_add(1, Ordering::Relaxed);
-                self.fetch(disk, export, page, &fill);
-            }
+    /// Fetches what is missing of `offset..offset + len`, or of its beginning if
+    /// that is much, unless this thread must not wait: sending may take a moment.
+    pub fn will_need(self: &Arc<Self>, disk: u64, export: &Export, offset: u64, len: u64) {
+        if len == 0 || !patience::is_patient() {
+            return;
         }
+        let first = offset / PAGE;
+        let pages = offset
+            .saturating_add(len)
+            .div_ceil(PAGE)
+            .saturating_sub(first);
+        self.fetch_ahead(disk, export, first, pages.min(self.far_ahead()));
     }
 
-    /// Asks the export for a page whose slot is already pending.
-    fn fetch(self: &Arc<Self>, disk: u64, export: &Export, page: u64, fill: &Arc<Fill>) {
-        let start = page.saturating_mul(PAGE);
-        let len = export.size().saturating_sub(start).min(PAGE);
+    /// The most pages that are fetched ahead: no more than a quarter of the cache,
+    /// or they would drive each other out.
+    fn far_ahead(&self) -> u64 {
+        let quarter = (self.pages_per_shard as u64).saturating_mul(SHARDS as u64) / 4;
+        quarter.min(FAR_AHEAD)
+    }
+
+    /// Fetches what is missing of `pages` pages from `first` on.
+    fn fetch_ahead(self: &Arc<Self>, disk: u64, export: &Export, first: u64, pages: u64) {
+        let end = export.size().div_ceil(PAGE);
+        let mut fills = Vec::new();
+        let mut start = first;
+        for page in first..first.saturating_add(pages).min(end) {
+            if let Ok(Found::Missing(fill)) = self.find((disk, page)) {
+                self.read_ahead.fetch_add(1, Ordering::Relaxed);
+                if fills.is_empty() {
+                    start = page;
+                }
+                fills.push(fill);
+            } else {
+                self.fetch(disk, export, start, std::mem::take(&mut fills));
+            }
+        }
+        self.fetch(disk, export, start, fills);
+    }
+
+    /// Asks the export for the pages from `first` on, whose slots are already
+    /// pending, by one request.
+    fn fetch(self: &Arc<Self>, disk: u64, export: &Export, first: u64, fills: Vec<Arc<Fill>>) {
+        let start = first.saturating_mul(PAGE);
+        let len = PAGE.saturating_mul(fills.len() as u64);
+        let len = export.size().saturating_sub(start).min(len);
+        if len == 0 {
+            return;
+        }
         let buf = BytesMut::zeroed(usize::try_from(len).unwrap_or(0));
         let cache = Arc::clone(self);
-        let fill = Arc::clone(fill);
-        export.submit(
-            start,
-            buf,
-            Box::new(move |outcome| {
-                cache.arrived((disk, page), &fill, outcome.map(BytesMut::freeze))
-            }),
-        );
+        let done = move |outcome: Result<BytesMut>| {
+            let outcome = outcome.map(BytesMut::freeze);
+            // Each page of several is a copy: a part would keep the whole alive.
+            let alone = fills.len() == 1;
+            for (n, (page, fill)) in (first..).zip(&fills).enumerate() {
+                let bytes = outcome.clone().map(|bytes| {
+                    let begin = n.saturating_mul(PAGE as usize).min(bytes.len());
+                    let end = begin.saturating_add(PAGE as usize).min(bytes.len());
+                    match alone {
+                        true => bytes,
+                        false => Bytes::copy_from_slice(&bytes.slice(begin..end)),
+                    }
+                });
+                cache.arrived((disk, page), fill, bytes);
+            }
+        };
+        export.submit(start, buf, Box::new(done));
     }
 
     fn arrived(&self, key: Key, fill: &Arc<Fill>, outcome: Result<Bytes>) {

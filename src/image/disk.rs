@@ -2,13 +2,14 @@
 //!
 //! Two ways to its bytes: [`BlockRead::read_at`] through the block cache, for
 //! parsers; [`Disk::submit`] past it, straight into the caller's buffer, for the
-//! data of files.
+//! data of files ([`BlockRead::read_data_at`] is the same for parsers, which
+//! wait for it).
 
 use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::{Allocation, BlockCache, BlockRead, Completion, Export};
+use super::{Allocation, BlockCache, BlockRead, Completion, Export, patience};
 use crate::error::{Error, Result};
 
 /// A disk held open by an [`Export`]. Its pages leave the cache with it.
@@ -35,6 +36,21 @@ impl Disk {
         self.export.submit(offset, buf, done);
     }
 
+    /// Refuses a range that does not lie on the disk.
+    fn check(&self, offset: u64, len: usize) -> Result<()> {
+        let end = offset.checked_add(len as u64);
+        if end.is_some_and(|end| end <= self.size()) {
+            return Ok(());
+        }
+        Err(Error::corrupt(
+            format!("disk {}", self.id),
+            format!(
+                "a structure points to byte {offset}, past its end at {}",
+                self.size()
+            ),
+        ))
+    }
+
     /// What of `offset..offset + len` is data and what are holes.
     ///
     /// # Errors
@@ -50,17 +66,19 @@ impl BlockRead for Disk {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let end = offset.checked_add(buf.len() as u64);
-        if end.is_none_or(|end| end > self.size()) {
-            return Err(Error::corrupt(
-                format!("disk {}", self.id),
-                format!(
-                    "a structure points to byte {offset}, past its end at {}",
-                    self.size()
-                ),
-            ));
-        }
+        self.check(offset, buf.len())?;
         self.cache.read(self.id, &self.export, offset, buf)
+    }
+
+    fn read_data_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.check(offset, buf.len())?;
+        patience::may_wait()?;
+        patience::spend()?;
+        self.export.read_at(offset, buf)
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        self.cache.will_need(self.id, &self.export, offset, len);
     }
 }
 

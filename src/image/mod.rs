@@ -52,4 +52,21 @@ pub trait BlockRead: Send + Sync {
     /// A range past the end is [`crate::Error::Corrupt`] (only a damaged
     /// structure points there); the rest comes from below.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Fills `buf` from byte `offset` with what is not likely to be read again
+    /// soon, such as the compressed data of a large file: where there is a cache,
+    /// it is left alone. It waits, however little is asked for.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    fn read_data_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_at(offset, buf)
+    }
+
+    /// Says that these bytes will be read soon: where there is a cache, they are
+    /// fetched behind the caller's back. Never waits; what lies past the end is
+    /// nothing to fetch.
+    fn will_need(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
 }

@@ -92,6 +92,11 @@ pub fn may_wait() -> Result<()> {
     }
 }
 
+/// Whether [`may_wait`] would allow it; asking leaves no trace.
+pub fn is_patient() -> bool {
+    !matches!(PATIENCE.get(), Patience::None { .. })
+}
+
 /// To be called at each turn of what may go on for long.
 ///
 /// # Errors

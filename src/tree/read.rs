@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use super::attached::AttachedDisk;
 use crate::error::{Error, Result};
 use crate::filesystem::{Extent, FileSystem};
-use crate::image::{BlockRead, Completion};
+use crate::image::{BlockRead, Completion, patience};
 use crate::volume::{Run, VolumeReader};
 
 /// Files up to this size (in bytes) are read through the block cache.
@@ -173,9 +173,16 @@ impl ReadPlan {
                 Extent::Hole { len } => pieces.push(Piece::Zeros { len: len_of(len) }),
                 Extent::Bytes(bytes) => pieces.push(Piece::Bytes(bytes)),
                 Extent::Decode { len } => {
-                    let mut buf = vec![0; len_of(len)];
+                    // Takes longer than those may wait who wait for this thread.
+                    if len > SMALL_FILE {
+                        patience::may_wait()?;
+                    }
+                    let mut buf = buffer(len_of(len));
                     decode(fs, ino, at, &mut buf)?;
-                    pieces.push(Piece::Bytes(buf.into()));
+                    if len == found {
+                        return Ok(Self::ready(buf));
+                    }
+                    pieces.push(Piece::Bytes(buf.freeze()));
                 }
             }
             at = at.saturating_add(extent_len);

@@ -38,16 +38,10 @@ impl VolumeReader {
             .and_then(Option::as_ref)
             .ok_or_else(|| Error::not_found(format!("device {index} of the volume")))
     }
-}
 
-impl BlockRead for VolumeReader {
-    fn size(&self) -> u64 {
-        self.mapping.size()
-    }
-
-    /// One read of a device for each range of it that has no gap: the stripes
+    /// One `read` of a device for each range of it that has no gap: the stripes
     /// of one column are read at once and dealt out afterwards.
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_by(&self, read: ReadDevice, offset: u64, buf: &mut [u8]) -> Result<()> {
         let mut runs = Vec::new();
         self.mapping.runs(
             offset,
@@ -70,14 +64,14 @@ impl BlockRead for VolumeReader {
             a.device == b.device && a.offset.checked_add(a.len) == Some(b.offset)
         }) {
             match group {
-                [(run, part)] => self.device(run.device)?.read_at(run.offset, part)?,
+                [(run, part)] => read(self.device(run.device)?.as_ref(), run.offset, part)?,
                 [(first, _), ..] => {
                     let (device, start) = (first.device, first.offset);
                     let len = group
                         .iter()
                         .fold(0_usize, |n, (_, p)| n.saturating_add(p.len()));
                     let mut together = vec![0; len];
-                    self.device(device)?.read_at(start, &mut together)?;
+                    read(self.device(device)?.as_ref(), start, &mut together)?;
                     let mut rest = together.as_slice();
                     for (_, part) in group {
                         let Some((bytes, after)) = rest.split_at_checked(part.len()) else {
@@ -91,5 +85,38 @@ impl BlockRead for VolumeReader {
             }
         }
         Ok(())
+    }
+}
+
+/// One of the ways to read a device.
+type ReadDevice = fn(&dyn BlockRead, u64, &mut [u8]) -> Result<()>;
+
+impl BlockRead for VolumeReader {
+    fn size(&self) -> u64 {
+        self.mapping.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_by(|device, at, part| device.read_at(at, part), offset, buf)
+    }
+
+    fn read_data_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_by(
+            |device, at, part| device.read_data_at(at, part),
+            offset,
+            buf,
+        )
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        let len = len.min(self.size().saturating_sub(offset));
+        let mut runs = Vec::new();
+        if self.mapping.runs(offset, len, &mut runs).is_ok() {
+            for run in runs {
+                if let Ok(device) = self.device(run.device) {
+                    device.will_need(run.offset, run.len);
+                }
+            }
+        }
     }
 }

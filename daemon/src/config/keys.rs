@@ -18,6 +18,8 @@ pub(crate) enum Form {
     Size,
     /// `true`, `false`, or one of a few words.
     Word,
+    /// Permissions in octal.
+    Mode,
     /// Free text.
     Text,
 }
@@ -32,6 +34,7 @@ impl Form {
             Self::Duration => "DURATION",
             Self::Size => "SIZE",
             Self::Word => "WORD",
+            Self::Mode => "MODE",
             Self::Text => "TEXT",
         }
     }
@@ -208,6 +211,37 @@ pub(crate) const KEYS: &[Key] = &[
         Form::Text,
         "sendense",
         "The group whose members may read all backups and ask the daemon for its status.",
+    ),
+    key(
+        "guest_owner",
+        "guest-owner",
+        Form::Text,
+        "0:0",
+        "The owner shown for files of formats that know no owners of Linux (NTFS, FAT, exFAT): \
+         USER:GROUP, by number or by a name of this host.",
+    ),
+    key(
+        "guest_file_mode",
+        "guest-file-mode",
+        Form::Mode,
+        "0644",
+        "The permissions shown for files of such formats, in octal. Files that are read-only in \
+         the guest lose the bits for writing.",
+    ),
+    key(
+        "guest_folder_mode",
+        "guest-folder-mode",
+        Form::Mode,
+        "0755",
+        "The permissions shown for folders of such formats, in octal.",
+    ),
+    key(
+        "guest_ignore_case",
+        "guest-ignore-case",
+        Form::Word,
+        "false",
+        "Whether names are found in any mixture of upper and lower case (true or false) where \
+         the guest's own system would find them: NTFS, FAT, exFAT.",
     ),
     key(
         "log",

@@ -57,6 +57,10 @@ fn defaults_of_root_are_as_documented() {
     assert!(config.allows_other());
     assert_eq!(config.gate, GatePolicy::Enforce);
     assert_eq!(config.group, "sendense");
+    assert_eq!(config.guest_owner, (0, 0));
+    assert_eq!(config.guest_file_mode, 0o644);
+    assert_eq!(config.guest_folder_mode, 0o755);
+    assert!(!config.guest_ignore_case);
     assert_eq!(config.log, "info");
 }
 
@@ -136,6 +140,19 @@ fn what_people_write_is_understood() {
         let config = with_file(&format!("cache_size = {text}"), &[]).unwrap();
         assert_eq!(config.cache_size, bytes);
     }
+    for (text, owner) in [
+        ("1000:100", (1000, 100)),
+        ("root:0", (0, 0)),
+        ("0:daemon", (0, 1)),
+        ("4294967294:7", (u32::MAX - 1, 7)),
+    ] {
+        let config = with_file(&format!("guest_owner = \"{text}\""), &[]).unwrap();
+        assert_eq!(config.guest_owner, owner);
+    }
+    for text in ["\"0640\"", "\"640\"", "640", "0o640"] {
+        let config = with_file(&format!("guest_file_mode = {text}"), &[]).unwrap();
+        assert_eq!(config.guest_file_mode, 0o640);
+    }
     assert_eq!(with_file("slots = 5000", &[]).unwrap().slots, 5000);
     assert_eq!(
         with_file("allow_other = true", &[]).unwrap().allow_other,
@@ -213,6 +230,39 @@ fn what_is_wrong_is_refused_by_name_and_line() {
         (
             "read_ahead = \"1GiB\"",
             "1: read_ahead: 1GiB is not between 0 B and 16.0 MiB",
+        ),
+        (
+            "guest_owner = 1000",
+            "1: guest_owner: \"1000\" is not an owner; write USER:GROUP",
+        ),
+        (
+            "guest_owner = \"nobody-here:0\"",
+            "1: guest_owner: there is no user \"nobody-here\" on this host; write",
+        ),
+        (
+            "guest_owner = \"0:-1\"",
+            "1: guest_owner: there is no group \"-1\" on this host",
+        ),
+        (
+            "guest_owner = \"4294967295:0\"",
+            "1: guest_owner: there is no user \"4294967295\"",
+        ),
+        (
+            "guest_file_mode = \"rw-r--r--\"",
+            "1: guest_file_mode: \"rw-r--r--\" is not a mode; write it in octal",
+        ),
+        (
+            "guest_file_mode = \"+644\"",
+            "1: guest_file_mode: \"+644\" is not a mode",
+        ),
+        (
+            "guest_folder_mode = 2755",
+            "1: guest_folder_mode: \"2755\" is not a mode; write it in octal (0 to 0777)",
+        ),
+        ("guest_folder_mode = 0755", "1: "),
+        (
+            "guest_ignore_case = \"maybe\"",
+            "1: guest_ignore_case: \"maybe\" is not one of true, false",
         ),
         (
             "log = \"loud=very\"",

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::{Group, User};
 use sendense::{Error, Result};
 
 use super::keys::Key;
@@ -145,6 +146,52 @@ impl Values {
     pub(super) fn time_zone(&self, name: &str) -> Result<jiff::tz::TimeZone> {
         sendense::filesystem::parse_time_zone(&self.text(name)?)
             .map_err(|error| self.refuse(name, &error.to_string()))
+    }
+
+    /// `USER:GROUP`, each a number or a name of this host.
+    pub(super) fn owner(&self, name: &str) -> Result<(u32, u32)> {
+        let text = self.text(name)?;
+        let (user, group) = text
+            .split_once(':')
+            .filter(|(user, group)| !user.is_empty() && !group.is_empty())
+            .ok_or_else(|| {
+                let reason = format!(
+                    "{text:?} is not an owner; write USER:GROUP, such as 1000:100 or alice:users"
+                );
+                self.refuse(name, &reason)
+            })?;
+        // The last number means "none" to the kernel.
+        let number = |kind: &str, word: &str, known: Option<u32>| {
+            let number = word.parse().ok().filter(|number| *number < u32::MAX);
+            number.or(known).ok_or_else(|| {
+                let reason = format!(
+                    "there is no {kind} {word:?} on this host; write a name that there is, or a \
+                     number (0 to {})",
+                    u32::MAX - 1
+                );
+                self.refuse(name, &reason)
+            })
+        };
+        let known = |word| User::from_name(word).ok().flatten();
+        let user = number("user", user, known(user).map(|user| user.uid.as_raw()))?;
+        let known = |word| Group::from_name(word).ok().flatten();
+        let group = number("group", group, known(group).map(|group| group.gid.as_raw()))?;
+        Ok((user, group))
+    }
+
+    /// Permissions in octal.
+    pub(super) fn mode(&self, name: &str) -> Result<u16> {
+        let text = self.text(name)?;
+        let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+        u16::from_str_radix(&text, 8)
+            .ok()
+            .filter(|mode| digits && *mode <= 0o777)
+            .ok_or_else(|| {
+                let reason = format!(
+                    "{text:?} is not a mode; write it in octal (0 to 0777), such as \"0640\""
+                );
+                self.refuse(name, &reason)
+            })
     }
 
     pub(super) fn parsed<T: std::str::FromStr>(&self, name: &str, wanted: &str) -> Result<T> {

@@ -9,7 +9,7 @@ use super::file::{FIRST_USER_FILE, flag};
 use super::file_name::FileName;
 use super::index::{I30, Index};
 use super::mft::File;
-use super::name::{UpperCase, from_wtf8, on_disk, push_wtf8, to_wtf8};
+use super::name::{UpperCase, from_wtf8, on_disk, push_wtf8, to_wtf8, units};
 use super::record::NUMBER;
 use super::{Ntfs, ROOT};
 use crate::error::{Error, Result};
@@ -73,8 +73,8 @@ impl Ntfs {
     }
 
     /// The number and the spelling of the entry of folder `dir` that Windows
-    /// would open by `name`: that name exactly, or else one that differs in case,
-    /// or else the file whose DOS name it is.
+    /// would open by `name`: that name exactly, or else the first that differs in
+    /// case (upper case goes first), or else the file whose DOS name it is.
     ///
     /// # Errors
     /// `NotFound`, `NotADirectory`.
@@ -82,13 +82,16 @@ impl Ntfs {
         let folder = self.folder(dir)?;
         let mut found: Option<(u64, Vec<u8>, bool)> = None;
         self.find_all(&folder, name, &mut |entry, wanted, number| {
-            let exact = entry.name == wanted && !entry.is_dos_only();
+            let dos = entry.is_dos_only();
+            let exact = entry.name == wanted && !dos;
             let better = match &found {
                 None => true,
-                Some((_, _, dos)) => *dos && !entry.is_dos_only(),
+                Some((_, name, of_dos)) => {
+                    (dos, units(entry.name).collect()) < (*of_dos, units(name).collect::<Vec<_>>())
+                }
             };
             if exact || better {
-                found = Some((number, to_wtf8(entry.name), entry.is_dos_only()));
+                found = Some((number, entry.name.to_vec(), dos));
             }
             if exact {
                 ControlFlow::Break(())
@@ -97,6 +100,7 @@ impl Ntfs {
             }
         })?;
         let (number, spelled, dos) = found.ok_or_else(|| absent(&folder, name))?;
+        let spelled = to_wtf8(&spelled);
         if !dos {
             return Ok((number, spelled));
         }

@@ -43,6 +43,10 @@ const MAX_VISITS: u32 = 1024;
 /// After so many blocks that cannot be read, a listing gives up.
 const MAX_DAMAGED: u32 = 64;
 
+/// How far a listing is announced, in bytes: the blocks of a folder that grew
+/// slowly lie far apart, and waiting for one after the other takes long.
+const AHEAD: u64 = 1 << 20;
+
 /// In a position, the bits that say where in the node; the rest says which node.
 const IN_NODE: u32 = 20;
 
@@ -215,6 +219,10 @@ impl<'a> Index<'a> {
         each: &mut dyn FnMut(&Entry<'_>, u64) -> ControlFlow<()>,
     ) -> Result<()> {
         let slot = position.wrapping_shr(IN_NODE);
+        if let Some(allocation) = &self.allocation {
+            let from = slot.saturating_sub(1).saturating_mul(self.block);
+            allocation.will_need(&self.mft.volume, from, AHEAD);
+        }
         let mut skip = index(position & 1u64.wrapping_shl(IN_NODE).wrapping_sub(1));
         let mut failed = None;
         if slot == 0 {

@@ -256,6 +256,7 @@ impl Mft {
                 limit: cap,
             });
         }
+        stream.will_need(&self.volume, 0, stream.size());
         let mut value = vec![0; index(stream.size())];
         stream.read(&self.volume, 0, &mut value, None)?;
         Ok(Some(value))

@@ -6,23 +6,29 @@
 //! another file's old bytes.
 #![deny(clippy::arithmetic_side_effects)]
 
+mod units;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::attribute::{Attribute, Body, COMPRESSED, ENCRYPTED};
 use super::boot::Boot;
-use super::compress;
-use super::decoded::{Decoded, copy_part};
+use super::decoded::Decoded;
 use super::field::index;
 use super::runs::{Runs, Stretch};
 use crate::error::{Error, Result};
 use crate::filesystem::Extent;
 use crate::image::BlockRead;
+use units::Unit;
 
 /// The largest compression unit, in bytes: 16 clusters of 64 KiB. (Windows
 /// compresses with clusters of up to 4 KiB only.)
 const MAX_UNIT: u64 = 1 << 20;
+
+/// Files up to this size (in bytes) are read through the block cache, as those
+/// are that need no decoding.
+const SMALL_FILE: u64 = 64 << 10;
 
 /// The volume: its clusters.
 pub(super) struct Volume {
@@ -30,7 +36,37 @@ pub(super) struct Volume {
     pub(super) boot: Boot,
 }
 
+/// How bytes of the volume are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through the block cache: metadata, and small files, whose neighbours are
+    /// likely to be asked for next.
+    Cached,
+    /// Past it, in large pieces: the data of large files, which would only drive
+    /// metadata out.
+    Direct,
+}
+
+impl Way {
+    /// How the data of a file of `size` bytes is read.
+    pub(super) fn of_file(size: u64) -> Self {
+        if size <= SMALL_FILE {
+            Self::Cached
+        } else {
+            Self::Direct
+        }
+    }
+}
+
 impl Volume {
+    /// Fills `buf` from byte `offset`.
+    fn fetch(&self, offset: u64, buf: &mut [u8], way: Way) -> Result<()> {
+        match way {
+            Way::Cached => self.source.read_at(offset, buf),
+            Way::Direct => self.source.read_data_at(offset, buf),
+        }
+    }
+
     /// Byte offset of a cluster. A run list never holds one past the end.
     fn offset(&self, lcn: u64) -> u64 {
         lcn.saturating_mul(self.boot.cluster)
@@ -79,14 +115,6 @@ pub(super) struct Stream {
 enum Content {
     Resident(Bytes),
     Clusters(Runs),
-}
-
-/// One compression unit.
-enum Unit {
-    Hole,
-    Plain,
-    /// So many bytes decode to it.
-    Compressed(usize),
 }
 
 impl Stream {
@@ -195,6 +223,20 @@ impl Stream {
         })
     }
 
+    /// Announces that the bytes `offset..offset + len` will be read soon.
+    pub(super) fn will_need(&self, volume: &Volume, offset: u64, len: u64) {
+        if let Content::Clusters(runs) = &self.content
+            && self.unit == 0
+        {
+            let len = len.min(self.initialized.saturating_sub(offset));
+            for (place, len) in self.stretches(volume, runs, offset, len) {
+                if let Some(place) = place {
+                    volume.source.will_need(place, len);
+                }
+            }
+        }
+    }
+
     fn cut_short(&self) -> Error {
         Error::corrupt(self.what.clone(), "its run list ends before its data")
     }
@@ -207,16 +249,6 @@ impl Stream {
             what: self.what.clone(),
             reason: "it is encrypted (EFS); only its owner's key can open it".into(),
         })
-    }
-
-    /// Bytes per compression unit.
-    fn unit_size(&self, volume: &Volume) -> u64 {
-        volume
-            .boot
-            .cluster
-            .checked_shl(self.unit.into())
-            .unwrap_or(MAX_UNIT)
-            .max(1)
     }
 
     /// Appends the extents of `offset..offset + len`, cut at the end.
@@ -313,21 +345,50 @@ impl Stream {
         let (data, zeros) = buf.split_at_mut(written);
         zeros.fill(0);
         if self.unit == 0 {
-            self.read_plain(volume, runs, offset, data)?;
+            self.read_plain(volume, runs, offset, data, Way::Cached)?;
         } else {
             self.read_units(volume, runs, offset, data, cache)?;
         }
         Ok(buf.len())
     }
 
-    fn read_plain(&self, volume: &Volume, runs: &Runs, offset: u64, buf: &mut [u8]) -> Result<()> {
+    /// Fills `buf`, which lies within the value, with what its clusters hold; not
+    /// for compressed values.
+    pub(super) fn read_content(
+        &self,
+        volume: &Volume,
+        offset: u64,
+        buf: &mut [u8],
+        way: Way,
+    ) -> Result<()> {
+        let end = offset.saturating_add(u64::try_from(buf.len()).unwrap_or(u64::MAX));
+        match &self.content {
+            Content::Clusters(runs) if self.unit == 0 && end <= self.initialized => {
+                self.refuse_encrypted()?;
+                self.read_plain(volume, runs, offset, buf, way)
+            }
+            _ => match self.read(volume, offset, buf, None)? {
+                len if len == buf.len() => Ok(()),
+                _ => Err(self.cut_short()),
+            },
+        }
+    }
+
+    fn read_plain(
+        &self,
+        volume: &Volume,
+        runs: &Runs,
+        offset: u64,
+        buf: &mut [u8],
+        way: Way,
+    ) -> Result<()> {
         let mut rest = buf;
         let len = u64::try_from(rest.len()).unwrap_or(u64::MAX);
         for (place, len) in self.stretches(volume, runs, offset, len) {
             let (piece, after) = rest.split_at_mut(index(len).min(rest.len()));
             rest = after;
             match place {
-                Some(place) => volume.source.read_at(place, piece)?,
+                Some(place) => volume.fetch(place, piece, way)?,
                 None => piece.fill(0),
             }
         }
@@ -336,104 +397,6 @@ impl Stream {
         } else {
             Err(self.cut_short())
         }
-    }
-
-    fn read_units(
-        &self,
-        volume: &Volume,
-        runs: &Runs,
-        offset: u64,
-        buf: &mut [u8],
-        cache: Option<(&Decoded, u64)>,
-    ) -> Result<()> {
-        let size = self.unit_size(volume);
-        let mut rest = buf;
-        let mut at = offset;
-        while !rest.is_empty() {
-            let number = at.checked_div(size).unwrap_or(0);
-            let skip = at.checked_rem(size).unwrap_or(0);
-            let len = index(size.saturating_sub(skip)).min(rest.len());
-            let (piece, after) = rest.split_at_mut(len);
-            rest = after;
-            match self.unit(volume, runs, number)?.0 {
-                Unit::Hole => piece.fill(0),
-                Unit::Plain => self.read_plain(volume, runs, at, piece)?,
-                Unit::Compressed(packed) => {
-                    let start = at.saturating_sub(skip);
-                    // Nothing is left to read again of a unit that is read whole.
-                    if len == index(size) {
-                        self.decode(volume, runs, start, packed, piece)?;
-                    } else {
-                        let decode = || {
-                            let mut unit = vec![0; index(size)];
-                            self.decode(volume, runs, start, packed, &mut unit)?;
-                            Ok(Bytes::from(unit))
-                        };
-                        let unit = match cache {
-                            Some((cache, ino)) => cache.get(ino, number, decode)?,
-                            None => decode()?,
-                        };
-                        copy_part(&unit, index(skip), piece);
-                    }
-                }
-            }
-            at = at.saturating_add(u64::try_from(len).unwrap_or(0));
-        }
-        Ok(())
-    }
-
-    /// What compression unit `number` is, and how many from there on are the same
-    /// at least.
-    fn unit(&self, volume: &Volume, runs: &Runs, number: u64) -> Result<(Unit, u64)> {
-        let clusters = 1u64.checked_shl(self.unit.into()).unwrap_or(1);
-        let (mut full, mut hole) = (0u64, 0u64);
-        for Stretch { lcn, len } in runs.from(number.saturating_mul(clusters)) {
-            let left = clusters.saturating_sub(full).saturating_sub(hole);
-            if left == 0 {
-                break;
-            }
-            if left == clusters && len >= clusters {
-                let unit = if lcn.is_some() {
-                    Unit::Plain
-                } else {
-                    Unit::Hole
-                };
-                return Ok((unit, len.checked_div(clusters).unwrap_or(1)));
-            }
-            match lcn {
-                None => hole = hole.saturating_add(len.min(left)),
-                Some(_) if hole == 0 => full = full.saturating_add(len.min(left)),
-                Some(_) => {
-                    let reason = "a compression unit goes on after a hole";
-                    return Err(Error::corrupt(self.what.clone(), reason));
-                }
-            }
-        }
-        let unit = match (full, hole) {
-            (0, _) => Unit::Hole,
-            (_, 0) => Unit::Plain,
-            (full, _) => Unit::Compressed(index(full.saturating_mul(volume.boot.cluster))),
-        };
-        Ok((unit, 1))
-    }
-
-    /// Decodes the `packed` bytes of the unit that begins at byte `start`.
-    fn decode(
-        &self,
-        volume: &Volume,
-        runs: &Runs,
-        start: u64,
-        packed: usize,
-        out: &mut [u8],
-    ) -> Result<()> {
-        let mut bytes = vec![0; packed];
-        self.read_plain(volume, runs, start, &mut bytes)?;
-        compress::decode(&bytes, out).ok_or_else(|| {
-            Error::corrupt(
-                self.what.clone(),
-                format!("its compressed data at byte {start} cannot be decoded"),
-            )
-        })
     }
 }
 

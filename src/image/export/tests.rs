@@ -1,3 +1,4 @@
+mod caching;
 mod ending;
 mod reading;
 mod restarts;

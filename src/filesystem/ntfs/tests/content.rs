@@ -265,6 +265,8 @@ fn names_of_all_of_unicode() {
         .lookup_ignoring_case(folder, "STRAßE".as_bytes())
         .unwrap();
     assert_eq!(spelled, "straße".as_bytes());
+    let (_, spelled) = fs.lookup_ignoring_case(folder, b"foO").unwrap();
+    assert_eq!(spelled, b"FOO", "the first in the order of names");
     // Of several that differ in case only, exactly the one that was asked for.
     for name in ["foo", "Foo", "FOO", "fOo"] {
         let (number, spelled) = fs.lookup_ignoring_case(folder, name.as_bytes()).unwrap();
@@ -282,11 +284,11 @@ fn names_of_all_of_unicode() {
     assert!(fs.lookup(folder, b"foO").is_ok());
 }
 
-fn junction(target: &str) -> Vec<u8> {
+pub(super) fn junction(target: &str) -> Vec<u8> {
     reparse(0xa000_0003, &[], target)
 }
 
-fn windows_symlink(target: &str, relative: u32) -> Vec<u8> {
+pub(super) fn windows_symlink(target: &str, relative: u32) -> Vec<u8> {
     reparse(0xa000_000c, &relative.to_le_bytes(), target)
 }
 

@@ -9,6 +9,7 @@ pub(in crate::filesystem) mod compare;
 mod content;
 pub(in crate::filesystem) mod damage;
 mod format;
+mod mixed;
 pub(in crate::filesystem) mod scratch;
 mod speed;
 mod structures;

@@ -1,14 +1,20 @@
 //! Files and folders that outgrow their MFT record.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::attribute;
 use super::super::index::I30;
 use super::compare::{compare, list, read};
 use super::content::{compressed_folder, set, walk_to};
-use super::scratch::{Random, Scratch, open, run};
+use super::scratch::{ImageFile, Random, Scratch, open, run};
+use crate::error::Result;
+use crate::filesystem::ntfs::Ntfs;
 use crate::filesystem::{Extent, FileSystem};
+use crate::image::BlockRead;
 
 #[test]
 fn hard_links_by_the_hundred() {
@@ -154,6 +160,97 @@ fn a_folder_of_20000_files() {
         in_use += usize::from(fs.attr(ino).is_ok());
     }
     assert_eq!(in_use, 12_001);
+}
+
+/// Counts the reads that reach it.
+struct Counting(ImageFile, AtomicU64);
+
+impl BlockRead for Counting {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.read_at(offset, buf)
+    }
+}
+
+#[test]
+fn a_name_is_found_by_going_down_the_tree() {
+    let scratch = Scratch::new();
+    let image = scratch.mkntfs("image", 160 << 20, &["-c", "4096"]);
+    let mount = scratch.mount(&image, "rw");
+    let folder = mount.path("folder");
+    fs::create_dir(&folder).unwrap();
+    let name = |n: u32| format!("{:08x} File.txt", n.wrapping_mul(2_654_435_761));
+    const COUNT: u32 = 100_000;
+    for n in 0..COUNT {
+        File::create(folder.join(name(n))).unwrap();
+    }
+    // Every spelling of one name but the first and the last: more than one block
+    // of the index holds.
+    let spelling = |n: u32| {
+        let upper = |(bit, c): (u32, char)| {
+            if n >> bit & 1 == 1 {
+                c
+            } else {
+                c.to_ascii_uppercase()
+            }
+        };
+        (0..).zip("spelling".chars()).map(upper).collect::<String>()
+    };
+    for n in 1..255 {
+        File::create(folder.join(spelling(n))).unwrap();
+    }
+    drop(mount);
+    let source = Arc::new(Counting(
+        ImageFile(File::open(&image).unwrap()),
+        AtomicU64::new(0),
+    ));
+    let fs = Ntfs::open(Arc::<Counting>::clone(&source)).unwrap();
+    let folder = walk_to(&fs, "folder");
+    let count = |work: &dyn Fn() -> Option<u64>| {
+        let before = source.1.load(Ordering::Relaxed);
+        let found = work();
+        (found, source.1.load(Ordering::Relaxed) - before)
+    };
+    let mut random = Random(6);
+    // The folder's record, and a few blocks for each level of the tree.
+    for _ in 0..1000 {
+        let name = name(random.below(COUNT.into()) as u32);
+        let (exact, reads) = count(&|| fs.lookup(folder, name.as_bytes()).ok());
+        assert!(exact.is_some() && reads <= 8, "{name}: {reads} reads");
+        let other = name.to_uppercase();
+        assert_ne!(name, other);
+        let (found, reads) = count(&|| {
+            fs.lookup_ignoring_case(folder, other.as_bytes())
+                .ok()
+                .map(|f| f.0)
+        });
+        assert!(found == exact && reads <= 8, "{other}: {reads} reads");
+        assert!(fs.lookup(folder, other.as_bytes()).is_err());
+        let absent = name.replace("File", "Fill");
+        let (found, reads) = count(&|| {
+            fs.lookup_ignoring_case(folder, absent.as_bytes())
+                .ok()
+                .map(|f| f.0)
+        });
+        assert!(found.is_none() && reads <= 8, "{absent}: {reads} reads");
+    }
+    let of = |spelled: &str| fs.lookup(folder, spelled.as_bytes()).unwrap();
+    let numbers: BTreeSet<u64> = (1..255).map(|n| of(&spelling(n))).collect();
+    assert_eq!(numbers.len(), 254);
+    for n in 1..255 {
+        let spelled = spelling(n);
+        let found = fs.lookup_ignoring_case(folder, spelled.as_bytes()).unwrap();
+        assert_eq!(found, (of(&spelled), spelled.into_bytes()));
+    }
+    // Of those that are there, the one with most capitals in front is the first.
+    for absent in ["SPELLING", "spelling"] {
+        let (found, spelled) = fs.lookup_ignoring_case(folder, absent.as_bytes()).unwrap();
+        assert_eq!((found, &spelled[..]), (of("SPELLINg"), &b"SPELLINg"[..]));
+    }
 }
 
 #[test]
