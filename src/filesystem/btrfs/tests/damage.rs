@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, symlink};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -253,4 +254,101 @@ fn damaged_data_is_not_shown() {
             let _ = fs.read(ino, 0, &mut buf);
         }
     }
+}
+
+/// An image that refuses one read.
+struct Reluctant {
+    whole: Arc<Memory>,
+    /// Reads until then.
+    left: AtomicI64,
+}
+
+impl BlockRead for Reluctant {
+    fn size(&self) -> u64 {
+        self.whole.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        if self.left.fetch_sub(1, Ordering::Relaxed) == 0 {
+            return Err(Error::WouldWait);
+        }
+        self.whole.read_at(offset, buf)
+    }
+}
+
+#[test]
+fn what_would_wait_says_so_and_is_forgotten() {
+    let image = small(&["-m", "dup"]);
+    let reluctant = |left| {
+        let whole = Arc::clone(&image);
+        let left = AtomicI64::new(left);
+        let volume = Arc::new(Reluctant { whole, left });
+        let source = Source {
+            volume: Arc::clone(&volume) as Arc<dyn BlockRead>,
+            members: Vec::new(),
+        };
+        (volume, Btrfs::open(source))
+    };
+    let mut refused = 0;
+    for left in 0.. {
+        match reluctant(left).1 {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, Error::WouldWait), "{error}"),
+        }
+        refused += 1;
+    }
+    assert!(refused >= 5, "{refused}");
+    type Ask = fn(&Btrfs) -> Result<Vec<u8>>;
+    let find = |fs: &Btrfs, path: &str| {
+        path.split('/')
+            .try_fold(fs.root(), |dir, name| fs.lookup(dir, name.as_bytes()))
+    };
+    let asks: [(&str, Ask); 6] = [
+        ("sub/many", |fs| {
+            let dir = fs.lookup(fs.lookup(fs.root(), b"sub")?, b"many")?;
+            let mut names = Vec::new();
+            fs.read_dir(dir, 0, &mut |entry| {
+                names.extend(entry.name);
+                ControlFlow::Continue(())
+            })?;
+            Ok(names)
+        }),
+        ("zlib", |fs| read(fs, b"zlib")),
+        ("zstd", |fs| read(fs, b"zstd")),
+        ("pieces", |fs| read(fs, b"pieces")),
+        ("symlink", |fs| {
+            fs.read_link(fs.lookup(fs.root(), b"symlink")?)
+        }),
+        ("snapshot/nested", |fs| {
+            let stub = fs.lookup(fs.lookup(fs.root(), b"snapshot")?, b"nested")?;
+            Ok(format!("{:?} {}", fs.attr(stub)?, fs.parent(stub)?).into())
+        }),
+    ];
+    for (path, ask) in asks {
+        let whole = open(&image, Vec::new()).expect("it opens");
+        assert!(find(&whole, path).is_ok(), "{path}");
+        let expected = ask(&whole).expect("an answer");
+        for left in 0..10_000 {
+            let (volume, fs) = reluctant(i64::MAX);
+            let fs = fs.expect("it opens");
+            volume.left.store(left, Ordering::Relaxed);
+            let first = ask(&fs);
+            volume.left.store(i64::MAX, Ordering::Relaxed);
+            match &first {
+                Ok(answer) => assert!(*answer == expected, "{path}"),
+                Err(error) => assert!(matches!(error, Error::WouldWait), "{path}: {error}"),
+            }
+            assert!(ask(&fs).expect("an answer") == expected, "{path}");
+            if first.is_ok() {
+                break;
+            }
+        }
+    }
+}
+
+fn read(fs: &Btrfs, name: &[u8]) -> Result<Vec<u8>> {
+    let mut buf = vec![0; 400_000];
+    let n = fs.read(fs.lookup(fs.root(), name)?, 0, &mut buf)?;
+    buf.truncate(n);
+    Ok(buf)
 }

@@ -17,14 +17,14 @@ fn fill(pool: &Pool, options: &str) {
     let mount = pool.mount(options);
     let root = mount.path();
     fs::create_dir_all(root.join("a/b")).expect("a folder");
-    for n in 0..600u64 {
+    for n in 0..300u64 {
         let name = format!("a/{n} {}", "n".repeat(n as usize % 200));
-        fs::write(root.join(name), text(n as usize * 30, n)).expect("a file");
+        fs::write(root.join(name), text(n as usize * 40, n)).expect("a file");
     }
-    fs::write(root.join("noise"), bytes(5 << 20, 1)).expect("a file");
-    fs::write(root.join("text"), text(3 << 20, 2)).expect("a file");
+    fs::write(root.join("noise"), bytes(1 << 20, 1)).expect("a file");
+    fs::write(root.join("text"), text(1 << 20, 2)).expect("a file");
     let holes = File::create(root.join("holes")).expect("a file");
-    for n in 0..200u64 {
+    for n in 0..100u64 {
         holes
             .write_all_at(&text(5000, n), n * 70_000)
             .expect("data");
@@ -32,18 +32,23 @@ fn fill(pool: &Pool, options: &str) {
     xattr::set(root.join("text"), "user.name", b"value").expect("an attribute");
 }
 
-fn agrees(count: usize, size: u64, options: &[&str]) -> (Pool, Description) {
+fn filled(count: usize, size: u64, options: &[&str]) -> Pool {
     let pool = Pool::make(count, size << 20, options);
     fill(&pool, "compress=zstd");
+    pool
+}
+
+fn agrees(count: usize, size: u64, options: &[&str]) -> Description {
+    let pool = filled(count, size, options);
     let (walk, description) = pool.agrees("");
     assert!(walk.decoded > 0);
-    (pool, description)
+    description
 }
 
 #[test]
 fn checksums() {
     for kind in ["crc32c", "xxhash", "sha256", "blake2"] {
-        let (_, description) = agrees(1, 300, &["--csum", kind, "-L", kind]);
+        let description = agrees(1, 300, &["--csum", kind, "-L", kind]);
         assert_eq!(description.label, kind.as_bytes());
     }
 }
@@ -80,7 +85,7 @@ fn profiles() {
         (4, "raid6", "raid6"),
         (3, "single", "raid1"),
     ] {
-        let (_, description) = agrees(count, 300, &["-d", data, "-m", metadata]);
+        let description = agrees(count, 300, &["-d", data, "-m", metadata]);
         assert!(description.notes.is_empty(), "{:?}", description.notes);
     }
 }
@@ -129,10 +134,10 @@ fn devices_that_are_missing() {
         (4, "raid10", 2),
         (3, "raid1c3", 0),
     ] {
-        let (pool, _) = agrees(count, 300, &["-d", profile, "-m", profile]);
+        let pool = filled(count, 300, &["-d", profile, "-m", profile]);
         let left = without(&pool, &[gone]);
         let (walk, description) = left.agrees("degraded");
-        assert!(walk.entries > 600);
+        assert!(walk.entries > 300);
         assert_eq!(description.notes.len(), 1);
         let id = format!("Device {} ", gone + 1);
         assert!(
@@ -142,7 +147,7 @@ fn devices_that_are_missing() {
         );
     }
     // Metadata is there twice, data once: names can be read, files cannot.
-    let (pool, _) = agrees(2, 300, &["-d", "raid0", "-m", "raid1"]);
+    let pool = filled(2, 300, &["-d", "raid0", "-m", "raid1"]);
     let left = without(&pool, &[0]);
     let (fs, source) = (left.open(), left.source());
     let error = read_all(&fs, &source).expect_err("half of the data is missing");
@@ -152,7 +157,7 @@ fn devices_that_are_missing() {
     );
     assert!(fs.lookup(fs.root(), b"a").is_ok());
     // Without half of the metadata it cannot be opened, or not be listed.
-    let (pool, _) = agrees(2, 300, &["-d", "raid0", "-m", "raid0"]);
+    let pool = filled(2, 300, &["-d", "raid0", "-m", "raid0"]);
     let refused = (0..2).filter_map(|gone| {
         let source = without(&pool, &[gone]).source();
         Btrfs::open(source.clone())
@@ -164,7 +169,7 @@ fn devices_that_are_missing() {
     assert!(refused[0].contains("device 1 (UUID"), "{refused:?}");
     assert!(refused[1].contains("device 2 (UUID"), "{refused:?}");
     // One of two, given as if it were the only one.
-    let (pool, _) = agrees(2, 300, &["-d", "raid1", "-m", "raid1"]);
+    let pool = filled(2, 300, &["-d", "raid1", "-m", "raid1"]);
     let first = without(&pool, &[1]);
     assert_eq!(first.open().description().notes.len(), 1);
 }
