@@ -184,7 +184,10 @@ fn a_log_that_was_thrown_away() {
     {
         let mount = image.mount("rw");
         change(mount.path(), 0);
-        sync(mount.path());
+    }
+    {
+        let mount = image.mount("rw");
+        change(mount.path(), 3);
         shut_down(mount.path(), "shutdown -f");
     }
     let output = std::process::Command::new("xfs_repair")
