@@ -33,9 +33,7 @@ pub(super) fn find(ring: &Ring) -> Result<Option<End>> {
     };
     // Nothing is written beside the record of an unmount, so that no holes are
     // to be looked for.
-    if let Some(last) = whole_record_before(ring, guess.head)?
-        && ring.is_unmount(&last)?
-    {
+    if ends_in_unmount(ring, guess.head)? {
         return Ok(None);
     }
     let head = before_holes(ring, &guess)?;
@@ -46,6 +44,10 @@ pub(super) fn find(ring: &Ring) -> Result<Option<End>> {
     } else {
         last.at
     };
+    // Checksums come after this: xfsprogs, which clear a log, write none.
+    if ends_in_unmount(ring, head)? {
+        return Ok(None);
+    }
     let end = before_torn(ring, head)?;
     Ok(end.filter(|end| end.tail != end.head))
 }
@@ -90,11 +92,11 @@ fn change(ring: &Ring) -> Result<Option<Change>> {
     }
 }
 
-/// The record that ends exactly at `head`.
-fn whole_record_before(ring: &Ring, head: u64) -> Result<Option<Record>> {
+/// Whether a record that a clean unmount writes last ends exactly at `head`.
+fn ends_in_unmount(ring: &Ring, head: u64) -> Result<bool> {
     match ring.record_before(head, RECORD) {
-        Ok(record) => Ok(record.filter(|record| ring.add(record.at, record.sectors) == head)),
-        Err(Error::Corrupt { .. }) => Ok(None),
+        Ok(Some(last)) if ring.add(last.at, last.sectors) == head => ring.is_unmount(&last),
+        Ok(_) | Err(Error::Corrupt { .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -177,6 +177,33 @@ fn a_log_that_is_damaged_is_not_used() {
     assert!(ours.attr(ours.root()).is_ok());
 }
 
+/// `xfs_repair` leaves a log that is clean, and written as no kernel does.
+#[test]
+fn a_log_that_was_thrown_away() {
+    let image = Image::make("300M", &[]);
+    {
+        let mount = image.mount("rw");
+        change(mount.path(), 0);
+    }
+    {
+        let mount = image.mount("rw");
+        change(mount.path(), 3);
+        shut_down(mount.path(), "shutdown -f");
+    }
+    let output = std::process::Command::new("xfs_repair")
+        .arg("-L")
+        .arg(&image.path)
+        .output()
+        .expect("xfs_repair");
+    assert!(output.status.success(), "{output:?}");
+    assert!(image.agrees().notes.is_empty());
+    let mount = image.mount("rw");
+    change(mount.path(), 5);
+    shut_down(mount.path(), "shutdown -f");
+    drop(mount);
+    assert!(is_replayed(&image.agrees_after_replay()));
+}
+
 #[test]
 fn grown_while_mounted() {
     let image = Image::make("64M", &[]);

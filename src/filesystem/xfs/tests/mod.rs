@@ -22,12 +22,21 @@ use image::Image;
 /// what the kernel reads.
 fn agrees(size: &str, options: &[&str]) -> Description {
     let image = Image::make(size, options);
+    // The log as mkfs leaves it.
+    let fresh = image.open();
+    assert!(
+        fresh.description().notes.is_empty(),
+        "{:?}",
+        fresh.description().notes
+    );
     {
         let mount = image.mount("rw");
         populate(mount.path());
         features::populate(mount.path());
     }
-    image.agrees()
+    let description = image.agrees();
+    assert!(description.notes.is_empty(), "{:?}", description.notes);
+    description
 }
 
 impl Image {
