@@ -306,3 +306,145 @@ fn a_disk_that_needs_no_other_opens_none() {
     assert_eq!(fs::read_to_string(disk.join("file")).unwrap(), "here");
     assert_eq!(daemon.qemu_nbds().len(), 1);
 }
+
+/// Where data begins on a member of an array.
+const DATA: u64 = MIB;
+const CHUNK: u64 = 64 << 10;
+
+/// The superblock (format 1.2) of member `role` of an array, as Linux lays it out.
+fn superblock(level: u32, layout: u32, members: u32, each: u64, role: u32) -> Vec<u8> {
+    let mut b = vec![0; 1024];
+    let mut put = |at: usize, bytes: &[u8]| b[at..at + bytes.len()].copy_from_slice(bytes);
+    for (at, value) in [
+        (0, 0xa92b_4efc),
+        (4, 1),
+        (72, level),
+        (76, layout),
+        (88, (CHUNK / 512) as u32),
+        (92, members),
+        (160, role),
+        (220, 16),
+    ] {
+        put(at, &value.to_le_bytes());
+    }
+    for (at, value) in [
+        (80, each / 512),
+        (128, DATA / 512),
+        (136, each / 512),
+        (144, 8),
+        (200, 3),
+        (208, u64::MAX),
+    ] {
+        put(at, &value.to_le_bytes());
+    }
+    put(16, &[0x11 * (level as u8 % 10 + 1); 16]);
+    put(32, b"host:data");
+    for member in 0..16_u16 {
+        let role = if u32::from(member) < members {
+            member
+        } else {
+            0xffff
+        };
+        put(256 + 2 * usize::from(member), &role.to_le_bytes());
+    }
+    let words = b[..288]
+        .chunks_exact(4)
+        .map(|w| u64::from(u32::from_le_bytes(w.try_into().unwrap())));
+    let sum: u64 = words.sum();
+    b[216..220].copy_from_slice(&(((sum & 0xffff_ffff) + (sum >> 32)) as u32).to_le_bytes());
+    b
+}
+
+/// Arrays whose members are whole disks of the backup, and one whose members are
+/// missing a disk.
+#[test]
+fn software_raid_over_disks() {
+    let lab = Lab::new();
+    lab.configure("");
+    let each = 48 * MIB;
+    for (level, layout, members) in [(0, 0, 2), (1, 0, 2), (10, 0x102, 3)] {
+        let vm = format!("raid{level}");
+        let size = match level {
+            0 => each * u64::from(members),
+            1 => each,
+            _ => each / CHUNK * 3 / 2 * CHUNK,
+        };
+        let raw = RawDisk::ext4(lab.path(format!("work/{vm}")), &size.to_string(), &[]);
+        raw.write(|root| {
+            varied_tree(root);
+            shell(&format!("head -c 15000000 /dev/urandom > {root:?}/large"));
+        });
+        let disks: Vec<PathBuf> = (0..members)
+            .map(|n| disk(&lab, &format!("{vm}-{n}"), each + 2 * DATA))
+            .collect();
+        let open: Vec<File> = disks
+            .iter()
+            .map(|disk| File::options().write(true).open(disk).unwrap())
+            .collect();
+        for (role, file) in (0..).zip(&open) {
+            let bytes = superblock(level, layout, members, each, role);
+            file.write_all_at(&bytes, 4096).unwrap();
+        }
+        let source = File::open(&raw.path).unwrap();
+        let mut bytes = vec![0; CHUNK as usize];
+        for number in 0..size / CHUNK {
+            source.read_exact_at(&mut bytes, number * CHUNK).unwrap();
+            let n = u64::from(members);
+            let places = match level {
+                0 => vec![number],
+                1 => vec![number * n, number * n + 1],
+                _ => vec![number * 2, number * 2 + 1],
+            };
+            for place in places {
+                let at = DATA + place / n * CHUNK;
+                open[(place % n) as usize].write_all_at(&bytes, at).unwrap();
+            }
+        }
+        let said = run("mdadm", ["--examine".as_ref(), disks[0].as_os_str()]);
+        assert!(said.contains("correct"), "{said}");
+        images(&lab, &vm, &disks);
+        lab.scan();
+        let daemon = Daemon::start(&lab);
+        let backup = fs::canonicalize(lab.mountpoint().join(&vm).join("latest")).unwrap();
+        let first = backup.join("disk0");
+        // The only volume: its files are the disk's, once it was looked into.
+        assert!(!names(&first).is_empty());
+        assert_same(&raw.truth(facts), &facts(&first));
+        let link = fs::read_link(backup.join("disk1/md-data")).unwrap();
+        assert_eq!(link, Path::new("../disk0"));
+        daemon.stop();
+        // One member fewer.
+        fs::remove_file(support::images::layout(&lab, &vm, 1, STAMP)).unwrap();
+        let _daemon = Daemon::start(&lab);
+        if level == 0 {
+            assert!(fs::read_dir(&first).map(Iterator::count).is_err());
+            let why = attribute(&first, "user.sendense.error");
+            assert!(why.contains("needs its member 1 of 2"), "{why}");
+        } else {
+            assert!(!names(&first).is_empty());
+            assert_same(&raw.truth(facts), &facts(&first));
+            let note = attribute(&first, "user.sendense.note");
+            assert!(note.contains("read without 1 of its members"), "{note}");
+        }
+    }
+}
+
+/// > A locked volume has its folder, and says that it needs a key.
+#[test]
+fn a_locked_volume_says_that_it_needs_a_key() {
+    let lab = Lab::new();
+    lab.configure("");
+    let raw = disk(&lab, "locked", 64 * MIB);
+    shell(&format!(
+        "echo -n secret | cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 {raw:?} -"
+    ));
+    images(&lab, "vm", &[raw]);
+    lab.scan();
+    let _daemon = Daemon::start(&lab);
+    let disk = lab.mountpoint().join("vm/latest/disk0");
+    let error = fs::read_dir(&disk).map(Iterator::count).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+    let why = attribute(&disk, "user.sendense.error");
+    assert!(why.contains("locked (LUKS) and needs a key"), "{why}");
+    assert_eq!(attribute(&disk, "user.sendense.type"), "crypto_LUKS");
+}

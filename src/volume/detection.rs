@@ -15,7 +15,7 @@ use super::lvm::{self, State};
 use super::mapping::{Layout, Mapping, Place, Segment};
 use super::signature::{self, Signature};
 use super::table::{self, Partition, Role, Table};
-use super::{Content, Lock, Volume, VolumeReader, btrfs, empty, md, name};
+use super::{Content, Lock, Volume, VolumeReader, btrfs, empty, ldm, md, name};
 use crate::error::Result;
 use crate::image::BlockRead;
 use std::sync::Arc;
@@ -34,6 +34,9 @@ pub(super) struct Detection {
     pvs: lvm::Groups,
     arrays: md::Arrays,
     pools: btrfs::Pools,
+    dynamic: ldm::Groups,
+    /// What each dynamic disk is.
+    dynamic_disks: Vec<On>,
     found: Vec<Found>,
 }
 
@@ -52,6 +55,7 @@ enum Part {
     Pv(usize),
     Raid(usize),
     Btrfs(usize),
+    Dynamic(usize),
 }
 
 /// Something that may have a partition table: a disk or an array.
@@ -78,6 +82,8 @@ impl Detection {
             pvs: lvm::Groups::default(),
             arrays: md::Arrays::default(),
             pools: btrfs::Pools::default(),
+            dynamic: ldm::Groups::default(),
+            dynamic_disks: Vec::new(),
             found: Vec::new(),
         };
         for (device, disk) in devices.in_order() {
@@ -90,6 +96,7 @@ impl Detection {
             })?;
         }
         all.arrays()?;
+        all.dynamic_volumes()?;
         all.logical_volumes()?;
         all.pools();
         Ok(all)
@@ -198,6 +205,7 @@ impl Detection {
                     return self.member(area, &head, superblock);
                 }
                 self.partitions(area, &table)?;
+                self.dynamic_disk(area, &head, &table, from)?;
                 // An MBR may count in sectors of 4096 bytes; that is rare, so believe
                 // it only where the usual reading leads to nothing and this does not.
                 if table.kind == "dos"
@@ -287,7 +295,8 @@ impl Detection {
                     Role::Swap if !known => volume.content = Content::NoFiles("swap".into()),
                     Role::Dynamic if !known => {
                         volume.content = Content::Unreadable(
-                            "it is part of a Windows dynamic disk (LDM), which is not read".into(),
+                            "it is part of a Windows dynamic disk (LDM) whose database is damaged"
+                                .into(),
                         );
                     }
                     _ => {}
@@ -390,6 +399,22 @@ impl Detection {
         self.groups.push(group)
     }
 
+    /// Says of these parts that it is not known what they belong to. Each stands for
+    /// a group that lacks all else.
+    fn lose(&mut self, parts: &[Part], what: &str, reason: &str) {
+        let lost = |found: &&mut Found| found.part.is_some_and(|part| parts.contains(&part));
+        for found in self.found.iter_mut().filter(lost) {
+            found.volume.content = Content::Unreadable(reason.to_owned());
+            found.on = On::Group(self.groups.push(Group {
+                name: found.volume.name.clone(),
+                what: what.to_owned(),
+                parts: vec![found.on],
+                lacks: true,
+                first: found.first,
+            }));
+        }
+    }
+
     /// Puts the arrays together, and looks at what lies on them.
     fn arrays(&mut self) -> Result<()> {
         let mut seen: Vec<[u8; 16]> = Vec::new();
@@ -447,19 +472,12 @@ impl Detection {
 
     /// Puts the volume groups together, and looks at their logical volumes.
     fn logical_volumes(&mut self) -> Result<()> {
-        for found in &mut self.found {
-            if let Some(Part::Pv(index)) = found.part
+        let parts: Vec<Part> = self.found.iter().filter_map(|found| found.part).collect();
+        for part in parts {
+            if let Part::Pv(index) = part
                 && let Some(reason) = self.pvs.unknown(index, &self.absence)
             {
-                found.volume.content = Content::Unreadable(reason);
-                // It belongs to a group, and all that is known of that is this part.
-                found.on = On::Group(self.groups.push(Group {
-                    name: found.volume.name.clone(),
-                    what: "an LVM volume group".into(),
-                    parts: vec![found.on],
-                    lacks: true,
-                    first: found.first,
-                }));
+                self.lose(&[part], "an LVM volume group", &reason);
             }
         }
         for vg in self.pvs.groups(&self.absence) {
@@ -502,6 +520,91 @@ impl Detection {
             }
         }
         self.push_at(on, lv.first, volume, part);
+        Ok(())
+    }
+
+    /// Reads the database of a dynamic disk, if the area is one. Its partitions,
+    /// those found since `from`, are only what the volumes lie in.
+    fn dynamic_disk(
+        &mut self,
+        area: &Area,
+        head: &Head<'_>,
+        table: &Table,
+        from: usize,
+    ) -> Result<()> {
+        let is = |role: Role| table.partitions.iter().find(move |p| p.role == role);
+        let mut places = Vec::new();
+        if let Some(metadata) = is(table::LDM_METADATA) {
+            let end = metadata.start.saturating_add(metadata.len);
+            places.extend([512, 4096].map(|sector| end.saturating_sub(sector)));
+        } else if is(Role::Dynamic).is_some() {
+            places.push(6 * 512);
+        }
+        for at in places {
+            let Some(header) = ldm::Header::read(head, at)? else {
+                continue;
+            };
+            let database = header.database(head)?;
+            let index = self.dynamic.add(&header, database, area.mapping.clone());
+            self.dynamic_disks.push(area.on);
+            let partitions = self.found.iter_mut().skip(from).zip(&table.partitions);
+            for (found, _) in partitions.filter(|(_, p)| p.role == Role::Dynamic) {
+                found.volume.content = Content::NoFiles("Windows LDM data".into());
+                found.part = Some(Part::Dynamic(index));
+            }
+            break;
+        }
+        Ok(())
+    }
+
+    /// Looks at the volumes of dynamic disks. Each may lie on other disks than its
+    /// neighbours, so each is a group of its own.
+    fn dynamic_volumes(&mut self) -> Result<()> {
+        let lost = |part| matches!(part, Part::Dynamic(index) if !self.dynamic.knows(index));
+        let lost: Vec<Part> = self
+            .found
+            .iter()
+            .filter_map(|f| f.part)
+            .filter(|p| lost(*p))
+            .collect();
+        let reason = format!(
+            "the database of this Windows dynamic disk (LDM) is damaged, and another copy of it is {}",
+            self.absence
+        );
+        self.lose(&lost, "Windows dynamic volumes", &reason);
+        for found in self.dynamic.volumes(&self.absence) {
+            let on = |(disk, at): &(usize, u64)| Some((*self.dynamic_disks.get(*disk)?, *at));
+            let places: Vec<(On, u64)> = found.disks.iter().filter_map(on).collect();
+            let own = places.iter().find(|(on, _)| *on == On::Disk(0));
+            let first = own.map(|(_, at)| *at);
+            let mut volume = empty(&found.name, Mapping::linear(0, 0, 0));
+            volume.size = found.size;
+            if found.mapping.is_ok() && !found.missing.is_empty() {
+                volume.note = format!(
+                    "it is read without the Windows dynamic disk {}, which is {}",
+                    found.missing.join(", "),
+                    self.absence
+                );
+            }
+            let group = self.groups.push(Group {
+                name: volume.name.clone(),
+                what: format!("the Windows dynamic volume {}", found.name),
+                parts: places.iter().map(|(on, _)| *on).collect(),
+                lacks: !found.missing.is_empty(),
+                first,
+            });
+            match found.mapping {
+                Err(reason) => volume.content = Content::Unreadable(reason),
+                Ok(mapping) => {
+                    let reader = self.reader(&mapping);
+                    volume.mapping = mapping;
+                    let head = Head::read(&reader)?;
+                    let signature = signature::probe(&head)?;
+                    self.describe(&mut volume, &head, signature)?;
+                }
+            }
+            self.push_at(On::Group(group), first, volume, None);
+        }
         Ok(())
     }
 

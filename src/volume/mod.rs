@@ -13,6 +13,7 @@ mod detection;
 mod disks;
 mod group;
 mod head;
+mod ldm;
 mod lock;
 mod lvm;
 pub mod mapping;

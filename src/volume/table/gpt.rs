@@ -122,7 +122,7 @@ fn role(kind: [u8; 16]) -> Role {
         // 9E1A2D38-C612-4316-AA26-8B49521E5A8B
         0x382d1a9e_12c6_1643_aa26_8b49521e5a8b => Role::NoFiles("PowerPC PReP boot"),
         // 5808C8AA-7E8F-42E0-85D2-E1E90434CFB3
-        0xaac80858_8f7e_e042_85d2_e1e90434cfb3 => Role::NoFiles("Windows LDM metadata"),
+        0xaac80858_8f7e_e042_85d2_e1e90434cfb3 => super::LDM_METADATA,
         // AF9B60A0-1431-4F62-BC68-3311714A69AD
         0xa0609baf_3114_624f_bc68_3311714a69ad => Role::Dynamic,
         // 0657FD6D-A4AB-43C4-84E5-0933C84B4F4F

@@ -15,6 +15,9 @@ use crate::error::Result;
 /// More partitions than this are not listed (Linux' own limit).
 pub(super) const MAX_PARTITIONS: usize = 256;
 
+/// The partition of a GPT that the database of a dynamic disk lies in.
+pub(super) const LDM_METADATA: Role = Role::NoFiles("Windows LDM metadata");
+
 /// What a partition's type code says of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {

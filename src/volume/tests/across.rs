@@ -34,11 +34,25 @@ impl<'a> Backup<'a> {
         (volumes, self.opened.borrow().clone())
     }
 
-    /// All bytes of a volume that disk `own` shows.
-    pub(super) fn read(&self, own: usize, volume: &Volume) -> Vec<u8> {
+    fn reader(&self, own: usize, volume: &Volume) -> VolumeReader {
         let devices = self.order(own).into_iter();
         let open = devices.map(|index| self.images[index].map(Image::disk));
-        let reader = VolumeReader::over(volume.mapping.clone(), open.collect());
+        VolumeReader::over(volume.mapping.clone(), open.collect())
+    }
+
+    /// The first and the last bytes of a volume, which must be readable.
+    pub(super) fn touch(&self, own: usize, volume: &Volume) -> usize {
+        let reader = self.reader(own, volume);
+        let len = reader.size().min(200_000);
+        let mut bytes = vec![0; len as usize];
+        reader.read_at(0, &mut bytes).unwrap();
+        reader.read_at(reader.size() - len, &mut bytes).unwrap();
+        bytes.len()
+    }
+
+    /// All bytes of a volume that disk `own` shows.
+    pub(super) fn read(&self, own: usize, volume: &Volume) -> Vec<u8> {
+        let reader = self.reader(own, volume);
         let mut bytes = vec![0; reader.size() as usize];
         reader.read_at(0, &mut bytes).unwrap();
         bytes

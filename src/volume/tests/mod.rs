@@ -2,6 +2,7 @@
 
 mod across;
 mod damage;
+mod ldm;
 mod logical;
 mod mapping;
 mod partitions;

@@ -568,8 +568,8 @@ fn hostile_superblocks() {
         let mut backup = Backup::new(&images);
         for own in 0..3 {
             let (volumes, _) = backup.look(own);
-            for volume in volumes.iter().filter(|v| v.mapping.size() < 200 * MIB) {
-                read += backup.read(own, volume).len();
+            for volume in &volumes {
+                read += backup.touch(own, volume);
             }
         }
         assert!(began.elapsed().as_secs() < 10, "round {round}");
