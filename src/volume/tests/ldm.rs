@@ -206,10 +206,10 @@ impl Group {
     }
 }
 
-/// A group of three disks with a volume of each kind; and their contents.
-fn group() -> (Vec<Image>, Group, Vec<(&'static str, Image)>) {
+/// A group of three disks with a volume of each kind.
+fn one_of_each() -> Group {
     let mib = |n: u64| n * 2048;
-    let group = Group {
+    Group {
         disks: 3,
         sectors: mib(64),
         sequence: 7,
@@ -237,7 +237,12 @@ fn group() -> (Vec<Image>, Group, Vec<(&'static str, Image)>) {
                 ],
             ),
         ],
-    };
+    }
+}
+
+/// The same, and what its volumes hold.
+fn group() -> (Vec<Image>, Group, Vec<(&'static str, Image)>) {
+    let group = one_of_each();
     let images: Vec<Image> = (0..3).map(|_| Image::new(group.sectors * SECTOR)).collect();
     let mut contents = Vec::new();
     for (index, (name, sectors)) in group.volumes.iter().enumerate() {
@@ -417,4 +422,16 @@ fn hostile_databases() {
         assert!(began.elapsed().as_secs() < 10, "round {round}");
     }
     assert!(readable > 0);
+}
+
+#[test]
+#[ignore = "writes an image for the fuzz targets"]
+fn image_for_fuzzing() {
+    let mut group = one_of_each();
+    group.sectors = 45 * 2048 + DATA + CONFIG;
+    let disks: Vec<Image> = (0..3).map(|_| Image::new(group.sectors * SECTOR)).collect();
+    for (disk, image) in disks.iter().enumerate() {
+        group.write(disk, image);
+    }
+    keep_for_fuzzing("dynamic-x3-all", &disks);
 }

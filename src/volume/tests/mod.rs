@@ -101,6 +101,19 @@ impl BlockRead for Reader {
     }
 }
 
+/// Keeps disks of equal size, one after the other, as `<name>.img` in the folder
+/// that the environment names.
+pub(super) fn keep_for_fuzzing(name: &str, disks: &[Image]) {
+    let folder = std::env::var_os("SENDENSE_FUZZ_IMAGES").expect("SENDENSE_FUZZ_IMAGES");
+    let all = File::create(Path::new(&folder).join(format!("{name}.img"))).unwrap();
+    let mut at = 0;
+    for disk in disks {
+        let size = disk.file.metadata().unwrap().len();
+        all.write_all_at(&disk.bytes(0, size as usize), at).unwrap();
+        at += size;
+    }
+}
+
 /// A loop device, gone at the end.
 pub(super) struct Loop(pub(super) String);
 

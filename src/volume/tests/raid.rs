@@ -576,3 +576,27 @@ fn hostile_superblocks() {
     }
     assert!(read > 0);
 }
+
+#[test]
+#[ignore = "writes images for the fuzz targets"]
+fn images_for_fuzzing() {
+    for (level, layout, members) in [(0, 0, 3), (1, 0, 2), (5, 2, 3), (10, 0x102, 4)] {
+        let shape = Shape {
+            level,
+            layout,
+            members,
+            each: MIB,
+            minor: 2,
+        };
+        let content = Image::new(shape.size());
+        run(
+            "mke2fs",
+            ["-q", "-F"]
+                .map(OsStr::new)
+                .into_iter()
+                .chain([content.path().as_os_str()]),
+        );
+        let name = format!("raid-x{members}-level{level}");
+        keep_for_fuzzing(&name, &shape.build(&content));
+    }
+}

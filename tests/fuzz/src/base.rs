@@ -15,6 +15,8 @@ pub(crate) const SECTOR: usize = 512;
 /// An image in memory; pages of zeros take none.
 pub(crate) struct Base {
     pages: Vec<Option<Box<[u8]>>>,
+    /// How many disks of equal size it consists of, one after the other.
+    pub(crate) disks: usize,
     /// Numbers of the sectors that are not all zeros, ascending.
     pub(crate) sectors: Vec<u64>,
     /// What has a checksum, ascending by its first byte.
@@ -47,8 +49,15 @@ impl Base {
             let blank = page.iter().all(|byte| *byte == 0);
             pages.push((!blank).then(|| page.into_boxed_slice()));
         }
+        // `raid-x3-….img.gz`: three disks.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let several = name
+            .split('-')
+            .nth(1)
+            .and_then(|part| part.strip_prefix('x'));
         let mut base = Self {
             pages,
+            disks: several.and_then(|n| n.parse().ok()).unwrap_or(1),
             sectors,
             sites: Vec::new(),
         };
@@ -97,5 +106,8 @@ pub(crate) fn load(family: &str) -> Vec<Arc<Base>> {
         .collect();
     paths.sort();
     assert!(!paths.is_empty(), "no image of family {family}");
-    paths.iter().map(|path| Arc::new(Base::read(path))).collect()
+    paths
+        .iter()
+        .map(|path| Arc::new(Base::read(path)))
+        .collect()
 }

@@ -135,9 +135,49 @@ impl BlockRead for Edited {
         sendense::image::patience::spend()?;
         let end = offset.checked_add(buf.len() as u64);
         if end.is_none_or(|end| end > self.size()) {
-            return Err(Error::corrupt("the image", "a structure points past its end"));
+            return Err(Error::corrupt(
+                "the image",
+                "a structure points past its end",
+            ));
         }
         self.fill(offset, buf);
         Ok(())
     }
+}
+
+/// One of several disks that lie one after the other in an image.
+struct Part {
+    image: Arc<Edited>,
+    start: u64,
+    len: u64,
+}
+
+impl BlockRead for Part {
+    fn size(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let end = offset.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > self.len) {
+            return Err(Error::corrupt(
+                "the disk",
+                "a structure points past its end",
+            ));
+        }
+        self.image.read_at(self.start + offset, buf)
+    }
+}
+
+/// The `number` disks of equal size that an image consists of.
+pub(crate) fn disks(image: &Arc<Edited>, number: usize) -> Vec<Arc<dyn BlockRead>> {
+    let len = image.size() / number as u64;
+    let part = |index: usize| {
+        Arc::new(Part {
+            image: Arc::clone(image),
+            start: index as u64 * len,
+            len,
+        }) as Arc<dyn BlockRead>
+    };
+    (0..number).map(part).collect()
 }

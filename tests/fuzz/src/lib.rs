@@ -16,47 +16,82 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use sendense::filesystem::{self, Options, Source};
 use sendense::image::BlockRead;
-use sendense::volume::{self, Content, VolumeReader};
+use sendense::volume::{self, Content, Sibling, Siblings, VolumeReader};
 
 use base::Base;
 use edited::Edited;
 
-/// A run over one of the disk images of `family`: partition tables, LVM and what
-/// lies on them.
+/// A run over one of the disk images of `family`: partition tables, what joins
+/// volumes over disks, and what lies on them.
 pub fn disk(family: &str, input: &[u8]) {
-    let Some(image) = edited(family, input) else {
+    let Some((base, image)) = edited(family, input) else {
         return;
     };
-    let device: Arc<dyn BlockRead> = image;
-    let Ok(volumes) = volume::detect(&device) else {
-        return;
-    };
-    for volume in volumes {
-        let mut runs = Vec::new();
-        let size = volume.mapping.size();
-        let _ = volume.mapping.runs(0, size.min(1 << 30), &mut runs);
-        if let Content::FileSystem(kind) = &volume.content {
-            let reader = VolumeReader::new(volume.mapping.clone(), vec![Arc::clone(&device)]);
-            let source = Source {
-                volume: Arc::new(reader),
-                members: volume.members.clone(),
-            };
-            if let Ok(fs) = filesystem::open(kind, source, &Options::default()) {
-                let _ = fs.attr(fs.root());
+    let disks = edited::disks(&image, base.disks);
+    for index in 0..disks.len() {
+        let siblings = Others {
+            disks: &disks,
+            without: index,
+        };
+        let Some(device) = disks.get(index) else {
+            break;
+        };
+        let volumes = volume::detect_across(device, index as u32, &siblings);
+        for volume in volumes.unwrap_or_default() {
+            let mut runs = Vec::new();
+            let size = volume.mapping.size();
+            let _ = volume.mapping.runs(0, size.min(1 << 26), &mut runs);
+            // Device 0 is the disk itself, the others follow in their order.
+            let mut devices = vec![Arc::clone(device)];
+            let others = disks.iter().enumerate().filter(|(n, _)| *n != index);
+            devices.extend(others.map(|(_, disk)| Arc::clone(disk)));
+            if let Content::FileSystem(kind) = &volume.content {
+                let reader = VolumeReader::new(volume.mapping.clone(), devices);
+                let source = Source {
+                    volume: Arc::new(reader),
+                    members: volume.members.clone(),
+                };
+                if let Ok(fs) = filesystem::open(kind, source, &Options::default()) {
+                    let _ = fs.attr(fs.root());
+                }
             }
         }
+    }
+}
+
+/// The disks of a backup but for one.
+struct Others<'a> {
+    disks: &'a [Arc<dyn BlockRead>],
+    without: usize,
+}
+
+impl Siblings for Others<'_> {
+    fn indexes(&self) -> Vec<u32> {
+        let all = 0..self.disks.len();
+        all.filter(|index| *index != self.without)
+            .map(|index| index as u32)
+            .collect()
+    }
+
+    fn open(&self, number: usize) -> sendense::Result<Sibling> {
+        let index = number + usize::from(number >= self.without);
+        Ok(Sibling::Open(Arc::clone(&self.disks[index])))
     }
 }
 
 /// A run over one of the images of a file system of `family`, opened as what
 /// `blkid` calls `kind`.
 pub fn file_system(family: &str, kind: &str, input: &[u8]) {
-    let Some(image) = edited(family, input) else {
+    let Some((base, image)) = edited(family, input) else {
         return;
+    };
+    let members = match base.disks {
+        1 => Vec::new(),
+        n => vec![base.size() / n as u64; n],
     };
     let source = Source {
         volume: image,
-        members: Vec::new(),
+        members,
     };
     if let Ok(fs) = filesystem::open(kind, source, &Options::default()) {
         walk::everything(fs.as_ref());
@@ -64,11 +99,12 @@ pub fn file_system(family: &str, kind: &str, input: &[u8]) {
 }
 
 /// The first byte of an input chooses the image, the rest are edits.
-fn edited(family: &str, input: &[u8]) -> Option<Arc<Edited>> {
+fn edited(family: &str, input: &[u8]) -> Option<(Arc<Base>, Arc<Edited>)> {
     let (choice, edits) = input.split_first()?;
     let bases = bases(family);
     let base = bases.get(usize::from(*choice) % bases.len())?;
-    Some(Arc::new(Edited::new(Arc::clone(base), edits)))
+    let image = Arc::new(Edited::new(Arc::clone(base), edits));
+    Some((Arc::clone(base), image))
 }
 
 /// The images of a family, read once.

@@ -72,7 +72,9 @@ impl Search<'_> {
                 let number = word(bytes, header + 80) as usize;
                 let each = word(bytes, header + 84) as usize;
                 let len = number.saturating_mul(each);
-                let crc = entries.checked_add(len).and_then(|end| bytes.get(entries..end));
+                let crc = entries
+                    .checked_add(len)
+                    .and_then(|end| bytes.get(entries..end));
                 if let Some(crc) = crc.map(crc32fast::hash) {
                     put(bytes, header + 88, crc);
                 }
@@ -302,7 +304,10 @@ impl Search<'_> {
     /// are tried.
     fn ext_blocks(&mut self, size: u64, seed: u32, owners: &[u32]) {
         let blocks: Vec<u64> = self.base.sectors.iter().map(|s| s * 512 / size).collect();
-        for block in blocks.into_iter().collect::<std::collections::BTreeSet<_>>() {
+        for block in blocks
+            .into_iter()
+            .collect::<std::collections::BTreeSet<_>>()
+        {
             let bytes = self.base.bytes(block * size, size as usize);
             let end = bytes.len();
             let mut covered = None;
@@ -320,7 +325,11 @@ impl Search<'_> {
                 self.offer(block * size, end, Box::new(mend));
             }
             let Some(covered) = covered else { continue };
-            let field = if covered == end - 12 { end - 4 } else { covered };
+            let field = if covered == end - 12 {
+                end - 4
+            } else {
+                covered
+            };
             for owner in owners.iter().copied() {
                 let mend = move |bytes: &mut [u8]| {
                     let crc = update(owner, &bytes[..covered]);
