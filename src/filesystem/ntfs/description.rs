@@ -2,8 +2,10 @@
 #![deny(clippy::arithmetic_side_effects)]
 
 use super::attribute;
+use super::directory::{MAX_UPCASE, UPCASE};
 use super::field::{u8_at, u16_at, u32_at};
 use super::file::flag;
+use super::index::I30;
 use super::mft::Mft;
 use super::name::to_wtf8;
 use super::{Ntfs, ROOT};
@@ -25,6 +27,27 @@ struct Version {
     major: u8,
     minor: u8,
     dirty: bool,
+}
+
+/// Announces what opening reads: four places, which are better waited for
+/// together than one after the other.
+pub(super) fn announce(mft: &Mft) -> Result<()> {
+    for (number, kind, name, most) in [
+        (LOG, attribute::DATA, &[][..], 512),
+        (BITMAP, attribute::DATA, &[], MAX_BITMAP),
+        (UPCASE, attribute::DATA, &[], MAX_UPCASE),
+        (ROOT, attribute::INDEX_ALLOCATION, I30, 64 << 10),
+    ] {
+        let stream = mft
+            .file(number)
+            .and_then(|file| mft.stream(&file, kind, name));
+        if let Some(stream) = forgive(stream)?.flatten()
+            && (number != BITMAP || stream.size() <= most)
+        {
+            stream.will_need(&mft.volume, 0, most);
+        }
+    }
+    Ok(())
 }
 
 /// Describes the volume.

@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::filesystem::{DirEntry, FileType};
 
 /// Record of $UpCase, and the longest that is read.
-const UPCASE: u64 = 10;
-const MAX_UPCASE: u64 = 128 << 10;
+pub(super) const UPCASE: u64 = 10;
+pub(super) const MAX_UPCASE: u64 = 128 << 10;
 
 /// What a look-up calls with each entry that may be meant: with the wanted name
 /// as on disk, and with the number of the entry's file.

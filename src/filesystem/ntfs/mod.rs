@@ -20,7 +20,8 @@
 //!
 //! Memory is bounded by: 16 MiB of run lists and 2 MiB of decoded units for a
 //! volume; for a call, 32 MiB for one file's run list, 1 MiB for the bitmap of a
-//! folder or one compression unit, 256 KiB for an attribute list.
+//! folder or the compressed bytes of what is decoded at once, 256 KiB for an
+//! attribute list.
 #![deny(clippy::arithmetic_side_effects)]
 
 mod attribute;
@@ -92,6 +93,7 @@ impl Ntfs {
     /// As [`Ntfs::open`].
     pub fn open_with(volume: Arc<dyn BlockRead>, options: Options) -> Result<Self> {
         let mft = Mft::open(volume)?;
+        description::announce(&mft)?;
         let description = description::describe(&mft)?;
         let upper_case = OnceLock::new();
         let mut ntfs = Self {
