@@ -23,6 +23,10 @@ use crate::filesystem::{Extent, FileType};
 
 const EXTENT_DATA: u8 = 108;
 
+/// Files up to this size (in bytes) are small: the tree reads those through the
+/// block cache anyway, so that they can as well be verified here.
+const SMALL: u64 = 64 * 1024;
+
 const INLINE: u8 = 0;
 const REGULAR: u8 = 1;
 const UNWRITTEN: u8 = 2;
@@ -183,6 +187,9 @@ impl Btrfs {
                 Content::Hole => push(&mut found, Extent::Hole { len }),
                 Content::Bytes(bytes) => found.push(Extent::Bytes(bytes)),
                 Content::Packed { .. } => push(&mut found, Extent::Decode { len }),
+                Content::Plain(logical) if inode.size <= SMALL && inode.has_checksums => {
+                    found.push(Extent::Bytes(self.verified_part(logical, len, inode)?));
+                }
                 Content::Plain(logical) => {
                     pieces.clear();
                     self.nodes.chunks.map(logical, len, 0, &mut pieces)?;
@@ -243,14 +250,19 @@ impl Btrfs {
         })
     }
 
-    /// Where on the volume the first compressed extent of a file lies.
+    /// Where on the volume the first extent of a file lies.
     #[cfg(test)]
-    pub(super) fn first_unit(&self, inode: &Inode<'_>) -> Option<u64> {
+    pub(super) fn first_place(&self, inode: &Inode<'_>) -> Option<u64> {
         let mut place = None;
         let outcome = self.content(inode, 0, u64::MAX, &mut |content, _| {
-            if let (Content::Packed { unit, .. }, None) = (content, place) {
+            let logical = match content {
+                Content::Packed { unit, .. } => Some(unit.logical),
+                Content::Plain(logical) => Some(logical),
+                _ => None,
+            };
+            if let (Some(logical), None) = (logical, place) {
                 let mut pieces = Vec::new();
-                self.nodes.chunks.map(unit.logical, 1, 0, &mut pieces)?;
+                self.nodes.chunks.map(logical, 1, 0, &mut pieces)?;
                 place = pieces.first().map(|piece| piece.offset);
             }
             Ok(())

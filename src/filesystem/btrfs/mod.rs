@@ -14,9 +14,10 @@
 //!   [`verified`] reads what they decode, [`decoded`] keeps it;
 //! - [`description`].
 //!
-//! Every node's checksum is verified, and that of data which is decoded here.
-//! Data that is stored as it is goes from the disk to the caller unverified, and
-//! from the first copy there is. The log tree (what was fsynced after the last
+//! Every node's checksum is verified, and that of data which is decoded here or
+//! belongs to a small file; another copy is taken if one is wrong. The data of
+//! large files that is stored as it is goes from the disk to the caller
+//! unverified, and from the first copy there is. The log tree (what was fsynced after the last
 //! commit) is not replayed; [`Description::notes`] says so where it matters.
 //!
 //! Memory is bounded by: 4 MiB of nodes and 2 MiB of decoded extents; 20 MiB of

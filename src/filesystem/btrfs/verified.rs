@@ -3,6 +3,8 @@
 //! The checksum tree holds one checksum for each sector of data: items of key
 //! (-10, 128, logical byte), each an array for the sectors from there on.
 
+use bytes::Bytes;
+
 use super::Btrfs;
 use super::field::index;
 use super::inode::Inode;
@@ -38,6 +40,19 @@ impl Btrfs {
             }
         }
         Err(trouble.unwrap_or_else(|| inode.corrupt("its data is not there")))
+    }
+
+    /// `len` bytes of data from `logical`, which need not be whole sectors.
+    ///
+    /// # Errors
+    /// As [`Btrfs::verified`].
+    pub(super) fn verified_part(&self, logical: u64, len: u64, inode: &Inode<'_>) -> Result<Bytes> {
+        let sector = u64::from(self.nodes.sector_size);
+        let before = logical.checked_rem(sector).unwrap_or(0);
+        let end = before.saturating_add(len);
+        let whole = end.checked_next_multiple_of(sector).unwrap_or(end);
+        let raw = self.verified(logical.saturating_sub(before), whole, inode)?;
+        Ok(Bytes::from(raw).slice(index(before)..index(end)))
     }
 
     /// Whether the checksums of `data`, as far as there are any, are right.

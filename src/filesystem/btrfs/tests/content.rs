@@ -7,6 +7,7 @@ use std::path::Path;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::pool::{Mount, Pool, sh};
+use crate::filesystem::btrfs::checksum::name_hash;
 use crate::filesystem::ext::tests::image::{bytes, populate};
 
 /// Can be compressed to about a third; no two pages are the same.
@@ -110,6 +111,17 @@ pub(super) fn fill(mount: &Mount) {
         fs::write(&small, "").expect("a file");
         xattr::set(&small, "btrfs.compression", method.as_bytes()).expect("a property");
         fs::write(&small, b"small ".repeat(300)).expect("a file");
+    }
+    // Different names of the same hash, in one item.
+    fs::create_dir(root.join("collisions")).expect("a folder");
+    for pair in [["wcjifoae", "ccaoacux"], ["pnnmgjjg", "mxwslzkr"]] {
+        assert_eq!(name_hash(pair[0].as_bytes()), name_hash(pair[1].as_bytes()));
+        for name in pair {
+            let path = root.join("collisions").join(name);
+            fs::write(&path, name).expect("a file");
+            let attribute = format!("user.{name}");
+            xattr::set(root.join("collisions"), attribute, name.as_bytes()).expect("it");
+        }
     }
     // More links than one reference has room for.
     fs::create_dir(root.join("links")).expect("a folder");

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::filesystem::btrfs::Btrfs;
 use crate::filesystem::btrfs::checksum::Checksum;
 use crate::filesystem::ext::tests::image::{Memory, bytes};
-use crate::filesystem::{FileSystem, Source};
+use crate::filesystem::{Extent, FileSystem, Source};
 use crate::image::BlockRead;
 
 /// An image in memory, some stretches of which are others.
@@ -64,6 +64,7 @@ fn small(options: &[&str]) -> Arc<Memory> {
             xattr::set(&path, "btrfs.compression", method.as_bytes()).expect("a property");
             fs::write(&path, text(300_000, 7)).expect("a file");
         }
+        fs::write(root.join("plain"), bytes(20_000, 9)).expect("a file");
         let pieces = fs::File::create(root.join("pieces")).expect("a file");
         for n in 0..200 {
             pieces
@@ -237,7 +238,7 @@ fn damaged_data_is_not_shown() {
         let inode = whole
             .file(&whole.place(ino).expect("a place"))
             .expect("a file");
-        let place = whole.first_unit(&inode).expect("a compressed extent");
+        let place = whole.first_place(&inode).expect("an extent");
         for seed in 0..60 {
             let mut raw = vec![0; 4096];
             image.read_at(place, &mut raw).expect("data");
@@ -254,6 +255,21 @@ fn damaged_data_is_not_shown() {
             let _ = fs.read(ino, 0, &mut buf);
         }
     }
+    let ino = whole.lookup(whole.root(), b"plain").expect("a file");
+    let inode = whole
+        .file(&whole.place(ino).expect("a place"))
+        .expect("a file");
+    let place = whole.first_place(&inode).expect("an extent");
+    let mut extents = Vec::new();
+    whole
+        .extents(ino, 5000, 9000, &mut extents)
+        .expect("extents");
+    let expected = bytes(20_000, 9)[5000..14_000].to_vec();
+    assert_eq!(extents, [Extent::Bytes(expected.into())]);
+    let fs = open(&image, vec![(place + 8192, vec![1])]).expect("it opens");
+    let outcome = fs.extents(ino, 5000, 9000, &mut extents);
+    assert!(matches!(outcome, Err(Error::Corrupt { .. })), "{outcome:?}");
+    assert!(fs.extents(ino, 0, 8192, &mut extents).is_ok());
 }
 
 /// An image that refuses one read.

@@ -1,11 +1,13 @@
 //! What `mkfs.btrfs` can be told: checksums, nodes, features, profiles.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
 use super::content::text;
-use super::pool::Pool;
+use super::pool::{Pool, sh};
 use crate::error::{Error, Result};
 use crate::filesystem::btrfs::Btrfs;
 use crate::filesystem::btrfs::checksum::Checksum;
@@ -69,6 +71,50 @@ fn nodes_and_features() {
         ],
     );
     agrees(1, 300, &["-R", "quota"]);
+}
+
+#[test]
+fn another_uuid() {
+    let pool = filled(1, 300, &[]);
+    let before = pool.blkid("UUID");
+    sh(&[&"btrfstune", &"-m", &pool.devices[0]]);
+    let (_, description) = pool.agrees("");
+    assert_ne!(description.uuid, before);
+}
+
+/// The kernel reads sectors larger than its pages only as an experiment, so this
+/// is compared with what `mkfs.btrfs` has copied.
+#[test]
+fn large_sectors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for size in [0, 1, 2000, 4096, 16_384, 65_536, 300_000] {
+        fs::write(folder.path().join(size.to_string()), text(size, 1)).expect("a file");
+    }
+    for sector in ["16384", "65536"] {
+        let pool = Pool::make(
+            1,
+            300 << 20,
+            &[
+                "-s",
+                sector,
+                "-n",
+                "65536",
+                "--rootdir",
+                folder.path().to_str().expect("a path"),
+            ],
+        );
+        let (fs, source) = (pool.open(), pool.source());
+        assert_eq!(fs.description().block_size.to_string(), sector);
+        let names = super::compare::list(&fs, fs.root(), 3);
+        assert_eq!(names.len(), 7);
+        for (name, ino, _) in names {
+            let theirs = fs::read(folder.path().join(OsStr::from_bytes(&name))).expect("a file");
+            let mut ours = vec![0; theirs.len() + 1];
+            assert_eq!(fs.read(ino, 0, &mut ours).expect("data"), theirs.len());
+            assert!(ours[..theirs.len()] == theirs);
+        }
+        read_all(&fs, &source).expect("all of it");
+    }
 }
 
 #[test]
@@ -324,7 +370,7 @@ fn superblocks() {
 fn a_seed_is_refused() {
     let seed = Pool::make(1, 300 << 20, &["-m", "single"]);
     fill(&seed, "rw");
-    super::pool::sh(&[&"btrfstune", &"-S", &"1", &seed.devices[0]]);
+    sh(&[&"btrfstune", &"-S", &"1", &seed.devices[0]]);
     // By itself it is a file system like any other.
     assert!(seed.agrees("").1.notes.is_empty());
     let mut sprout = seed.copy();
@@ -334,13 +380,13 @@ fn a_seed_is_refused() {
         .expect("an image");
     {
         let mount = sprout.mount("ro");
-        let device = super::pool::sh(&[&"losetup", &"-f", &"--show", &more]);
+        let device = sh(&[&"losetup", &"-f", &"--show", &more]);
         mount.btrfs(&["device", "add", "-f", device.trim()], "");
-        super::pool::sh(&[&"mount", &"-o", &"remount,rw", &mount.path()]);
+        sh(&[&"mount", &"-o", &"remount,rw", &mount.path()]);
         fs::write(mount.path().join("new"), "new").expect("a file");
-        super::pool::sh(&[&"umount", &mount.path()]);
-        super::pool::sh(&[&"btrfs", &"device", &"scan", &"--forget", &device.trim()]);
-        super::pool::sh(&[&"losetup", &"-d", &device.trim()]);
+        sh(&[&"umount", &mount.path()]);
+        sh(&[&"btrfs", &"device", &"scan", &"--forget", &device.trim()]);
+        sh(&[&"losetup", &"-d", &device.trim()]);
     }
     sprout.devices = vec![more];
     let error = Btrfs::open(sprout.source()).err().expect("it is refused");
