@@ -27,19 +27,20 @@
 //! that the kernel has cached of the old one is wrong.
 
 use crate::error::{Error, Result};
+use crate::volume::Volume;
 
 const LOCAL_BITS: u32 = 40;
 const LOCAL_MASK: u64 = (1 << LOCAL_BITS) - 1;
 const MAX_DISK: u64 = 1 << (64 - LOCAL_BITS);
 
 /// Numbers below this one in a disk are not volumes'.
-pub(crate) const FIRST_BASE: u64 = 64;
+const FIRST_BASE: u64 = 64;
 
 /// From here on are those of volumes that lie on several disks.
-pub(crate) const MIDDLE: u64 = 1 << (LOCAL_BITS - 1);
+const MIDDLE: u64 = 1 << (LOCAL_BITS - 1);
 
 /// The end of the numbers of a disk.
-pub(crate) const END: u64 = 1 << LOCAL_BITS;
+const END: u64 = 1 << LOCAL_BITS;
 
 /// What an inode number stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,8 +114,56 @@ impl Inode {
     }
 }
 
+/// Gives out inode numbers to volumes.
+///
+/// Volumes of this disk alone have the lower half, one after the other. Those
+/// that lie on several have a part of the upper half for each thing that they
+/// belong to: whether a disk of theirs is there moves nobody else's numbers.
+pub(super) struct Numbers {
+    /// The next of each range, and its end. The first is this disk's own.
+    ranges: Vec<(u64, u64)>,
+}
+
+impl Numbers {
+    pub(super) fn new(volumes: &[Volume]) -> Self {
+        let across = volumes.iter().find_map(|volume| volume.across);
+        let groups = across.map_or(0, |across| u64::from(across.groups));
+        let mut ranges = match groups {
+            0 => vec![(FIRST_BASE, END)],
+            _ => vec![(FIRST_BASE, MIDDLE)],
+        };
+        let width = END.saturating_sub(MIDDLE).checked_div(groups);
+        ranges.extend((0..groups).map(|group| {
+            let width = width.unwrap_or(0);
+            let start = MIDDLE.saturating_add(group.saturating_mul(width));
+            (start, start.saturating_add(width))
+        }));
+        Self { ranges }
+    }
+
+    /// The first number of a volume, and how many it has.
+    pub(super) fn take(&mut self, volume: &Volume, bound: Option<u64>) -> (u64, u64) {
+        let range = volume.across.map_or(Some(0), |across| {
+            usize::try_from(across.group).ok()?.checked_add(1)
+        });
+        let Some((next, end)) = range.and_then(|range| self.ranges.get_mut(range)) else {
+            return (END, 0);
+        };
+        let base = *next;
+        let usual = span(volume.size);
+        let wanted = match volume.across {
+            // It must not depend on whether the volume can be read, where it can.
+            Some(_) => bound.unwrap_or(0).max(usual),
+            None => bound.unwrap_or(usual),
+        };
+        let span = wanted.min(end.saturating_sub(base));
+        *next = base.saturating_add(span);
+        (base, span)
+    }
+}
+
 /// Numbers that a volume of `size` bytes may take.
-pub(crate) fn span(size: u64) -> u64 {
+fn span(size: u64) -> u64 {
     (size / 128).saturating_add(1 << 16)
 }
 

@@ -23,6 +23,7 @@ mod listing;
 mod node;
 pub mod read;
 mod roots;
+mod siblings;
 mod xattr;
 
 use std::ops::ControlFlow;
