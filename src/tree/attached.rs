@@ -55,13 +55,18 @@ impl AttachedVolume {
         }
     }
 
-    /// The target of the link that stands for what another disk shows.
-    pub(crate) fn link(&self) -> Option<String> {
-        match &self.volume.content {
-            Content::Elsewhere { disk, .. } => Some(format!("../disk{disk}")),
+    /// The `N` of the `disk<N>` that shows what this stands for, if it is a link.
+    pub(crate) fn link(&self) -> Option<u32> {
+        match self.volume.content {
+            Content::Elsewhere { disk, .. } => Some(disk),
             _ => None,
         }
     }
+}
+
+/// What a link to `disk<index>` points to.
+pub(crate) fn link_target(index: u32) -> String {
+    format!("../disk{index}")
 }
 
 /// How a disk was used since it was attached.
@@ -226,6 +231,16 @@ impl AttachedDisk {
                 (ino < volume.span).then_some((volume, ino))
             })
             .ok_or_else(|| Error::not_found(format!("{}: inode {local}", self.path())))
+    }
+
+    /// The `N` of the `disk<N>` that the link at a place within the disk points to;
+    /// `None` if there is no link.
+    ///
+    /// # Errors
+    /// As [`Self::locate`].
+    pub(crate) fn link(&self, local: u64) -> Result<Option<u32>> {
+        let (volume, _) = self.locate(local)?;
+        Ok(volume.link().filter(|_| local == volume.base))
     }
 
     /// The file system and inode number of a place within the disk.

@@ -214,3 +214,22 @@ fn what_is_missing_moves_nothing() {
         second.iter().find(|v| link(v).is_some()).unwrap().across
     );
 }
+
+/// A disk that is a copy of another is not shown a second time, nor is it empty.
+#[test]
+fn a_copy_of_a_disk() {
+    let images = [Image::new(64 * MIB), Image::new(64 * MIB)];
+    let lvm = logical::Lvm::new(images.iter().map(|i| Loop::new(i, 512)).collect());
+    let all: Vec<&str> = lvm.loops.iter().map(|l| l.0.as_str()).collect();
+    lvm.run("vgcreate", &[&["-s", "1M", "vg0"][..], &all].concat());
+    lvm.create("vg0", "wide", &["-i2", "-I64k", "-L", "20M"]);
+    drop(lvm);
+    let copy = Image::new(0);
+    std::fs::copy(images[1].path(), copy.path()).unwrap();
+    let mut backup = Backup::new([&images[0], &images[1], &copy]);
+    let (volumes, opened) = backup.look(2);
+    assert_eq!((names(&volumes), opened), (vec!["vg0"], vec![0]));
+    assert_eq!(volumes.iter().find_map(link), Some(0));
+    let (volumes, _) = backup.look(0);
+    assert_eq!(names(&volumes), ["vg0-wide"]);
+}
