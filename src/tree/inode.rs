@@ -177,6 +177,7 @@ fn outgrown(what: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::{Across, Content, Mapping};
 
     #[test]
     fn every_number_says_what_it_stands_for() {
@@ -219,5 +220,62 @@ mod tests {
         }
         assert!(Inode::parse(0).is_err());
         assert!(Inode::parse(2).is_err());
+    }
+
+    /// Volumes of their own and volumes across disks, as `(size, group)`; their
+    /// first numbers.
+    fn bases(volumes: &[(u64, Option<u32>)], bound: Option<u64>) -> Vec<u64> {
+        let volumes: Vec<Volume> = volumes
+            .iter()
+            .map(|(size, group)| Volume {
+                name: "any".into(),
+                mapping: Mapping::linear(0, 0, *size),
+                size: *size,
+                members: Vec::new(),
+                content: Content::NoFiles("a test".into()),
+                label: Vec::new(),
+                uuid: String::new(),
+                partition_label: String::new(),
+                note: String::new(),
+                across: group.map(|group| Across { group, groups: 2 }),
+            })
+            .collect();
+        let mut numbers = Numbers::new(&volumes);
+        let take = |volume| {
+            let (base, span) = numbers.take(volume, bound);
+            assert!(base + span <= END && span > 0);
+            base
+        };
+        volumes.iter().map(take).collect()
+    }
+
+    #[test]
+    fn what_other_disks_hold_moves_nobody() {
+        let gib = 1 << 30;
+        // All is there; then the first group is a link, the second unreadable.
+        let own = (gib, None);
+        let whole = bases(
+            &[
+                own,
+                (gib, Some(0)),
+                (gib, Some(0)),
+                own,
+                (gib, Some(1)),
+                own,
+            ],
+            None,
+        );
+        let partly = bases(&[own, (0, Some(0)), own, (5, Some(1)), own], None);
+        let pick =
+            |all: &[u64], which: &[usize]| -> Vec<u64> { which.iter().map(|i| all[*i]).collect() };
+        assert_eq!(pick(&whole, &[0, 1, 3, 4, 5]), partly);
+        // A format with more numbers than usual stays within its part.
+        let many = bases(&[own, (gib, Some(0)), (gib, Some(1))], Some(1 << 37));
+        assert_eq!(pick(&many, &[1, 2]), pick(&whole, &[1, 4]));
+        // Without any of them, the first half has no end before the second's.
+        assert_eq!(
+            bases(&[(1 << 46, None), own], None)[1],
+            FIRST_BASE + span(1 << 46)
+        );
     }
 }

@@ -225,8 +225,7 @@ impl Detection {
                     0 => String::new(),
                     n => format!(
                         "the Linux RAID array {name} is read without {n} of its members, which \
-                         are out of date or {}",
-                        self.absence
+                         are out of date or not in this backup"
                     ),
                 };
                 self.area(&Area {

@@ -8,6 +8,8 @@ pub(super) struct Backup<'a> {
     pub(super) images: Vec<Option<&'a Image>>,
     own: usize,
     opened: RefCell<Vec<usize>>,
+    /// Whether opening a disk gives no answer.
+    hangs: bool,
 }
 
 impl<'a> Backup<'a> {
@@ -16,6 +18,7 @@ impl<'a> Backup<'a> {
             images: images.into_iter().map(Some).collect(),
             own: 0,
             opened: RefCell::default(),
+            hangs: false,
         }
     }
 
@@ -69,6 +72,12 @@ impl Siblings for Backup<'_> {
     fn open(&self, number: usize) -> Result<Sibling> {
         let index = self.order(self.own)[number + 1];
         self.opened.borrow_mut().push(index);
+        if self.hangs {
+            return Err(crate::error::Error::TimedOut {
+                what: "the test".into(),
+                after: std::time::Duration::ZERO,
+            });
+        }
         Ok(match self.images[index] {
             Some(image) => Sibling::Open(image.disk()),
             None => Sibling::Lost("it is away".into()),
@@ -232,4 +241,11 @@ fn a_copy_of_a_disk() {
     assert_eq!(volumes.iter().find_map(link), Some(0));
     let (volumes, _) = backup.look(0);
     assert_eq!(names(&volumes), ["vg0-wide"]);
+    // What may pass says nothing of the disk.
+    backup.hangs = true;
+    let outcome = detect_across(&images[0].disk(), 0, &backup);
+    assert!(
+        matches!(outcome, Err(crate::error::Error::TimedOut { .. })),
+        "{outcome:?}"
+    );
 }
