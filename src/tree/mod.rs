@@ -96,7 +96,7 @@ impl Tree {
         match Inode::parse(ino) {
             Ok(Inode::Disk(id)) => {
                 let disk = self.attachments.peek(id);
-                disk.is_some_and(|disk| disk.single().is_some() || disk.depends_on().is_none())
+                disk.is_some_and(|disk| disk.depends_on().is_none())
             }
             _ => Self::on_disk(ino),
         }
