@@ -230,6 +230,8 @@ fn a_volume_group_over_two_disks() {
         digest,
         support::facts::sha256(&first.join("vg0-striped/large"))
     );
+    let listed = lab.sendense_ok(["ls", "vm/latest/disk1/vg0/vg0-striped"]);
+    assert!(listed.contains("large"), "{listed}");
     daemon.stop();
     let _daemon = Daemon::start(&lab);
     assert_eq!(numbers(&first), before);

@@ -8,19 +8,18 @@
 //! as well; each of the others shows a link to it.
 
 use std::any::Any;
-use std::cell::OnceCell;
 use std::collections::BTreeSet;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::inode::{self, Inode};
+use super::inode::{Inode, Numbers};
 use super::node::disk_id;
-use crate::catalog::{DiskRecord, ImageIdentity};
+use super::siblings::{Others, open_image};
+use crate::catalog::DiskRecord;
 use crate::error::{Error, Result};
 use crate::filesystem::{self, FileSystem, Source};
 use crate::image::{BlockCache, BlockRead, Disk, Export, ExportOptions};
-use crate::volume::{self, Content, Sibling, Siblings, Volume, VolumeReader};
+use crate::volume::{self, Content, Volume, VolumeReader};
 
 /// A volume as the tree shows it.
 pub(crate) struct AttachedVolume {
@@ -56,13 +55,18 @@ impl AttachedVolume {
         }
     }
 
-    /// The target of the link that stands for what another disk shows.
-    pub(crate) fn link(&self) -> Option<String> {
-        match &self.volume.content {
-            Content::Elsewhere { disk, .. } => Some(format!("../disk{disk}")),
+    /// The `N` of the `disk<N>` that shows what this stands for, if it is a link.
+    pub(crate) fn link(&self) -> Option<u32> {
+        match self.volume.content {
+            Content::Elsewhere { disk, .. } => Some(disk),
             _ => None,
         }
     }
+}
+
+/// What a link to `disk<index>` points to.
+pub(crate) fn link_target(index: u32) -> String {
+    format!("../disk{index}")
 }
 
 /// How a disk was used since it was attached.
@@ -115,12 +119,7 @@ impl AttachedDisk {
         slot: Slot,
     ) -> Result<Self> {
         let disk = open_image(&record, options, cache)?;
-        let others = Others {
-            opened: siblings.iter().map(|_| OnceCell::new()).collect(),
-            records: siblings,
-            options,
-            cache,
-        };
+        let others = Others::new(siblings, options, cache);
         let device: Arc<dyn BlockRead> = Arc::<Disk>::clone(&disk);
         let found = volume::detect_across(&device, record.disk_index, &others)?;
         let mut needed = BTreeSet::new();
@@ -234,6 +233,16 @@ impl AttachedDisk {
             .ok_or_else(|| Error::not_found(format!("{}: inode {local}", self.path())))
     }
 
+    /// The `N` of the `disk<N>` that the link at a place within the disk points to;
+    /// `None` if there is no link.
+    ///
+    /// # Errors
+    /// As [`Self::locate`].
+    pub(crate) fn link(&self, local: u64) -> Result<Option<u32>> {
+        let (volume, _) = self.locate(local)?;
+        Ok(volume.link().filter(|_| local == volume.base))
+    }
+
     /// The file system and inode number of a place within the disk.
     ///
     /// # Errors
@@ -278,143 +287,6 @@ impl AttachedDisk {
             ..
         } = &self.record;
         format!("{vm_name}/{backup_id}/disk{disk_index}")
-    }
-}
-
-/// Opens the image that the row tells of, if it is still that one.
-fn open_image(
-    record: &DiskRecord,
-    options: &ExportOptions,
-    cache: &Arc<BlockCache>,
-) -> Result<Arc<Disk>> {
-    let id = disk_id(record)?;
-    let export = Export::open(&record.path, &record.format, options)?;
-    // Inode numbers and all that the kernel keeps stand for the content that
-    // the row was recorded of; other content needs another row.
-    if let Some(recorded) = record.identity {
-        let now = std::fs::metadata(&record.path)
-            .map_err(|e| Error::io(record.path.display().to_string(), e))?;
-        if ImageIdentity::of(&now) != recorded {
-            return Err(Error::image(
-                &record.path,
-                "the image was changed after it was recorded; run `sendense catalog scan`",
-            ));
-        }
-    }
-    let (known, actual) = (record.size, export.size());
-    if known.is_some_and(|known| known != actual) {
-        return Err(Error::image(
-            &record.path,
-            format!(
-                "the disk is of {actual} bytes and the catalog says {}; run `sendense catalog \
-                 scan`",
-                known.unwrap_or(0)
-            ),
-        ));
-    }
-    Ok(Arc::new(Disk::new(id, export, Arc::clone(cache))))
-}
-
-/// The other disks of a backup, while one of them is being attached.
-struct Others<'a> {
-    records: Vec<DiskRecord>,
-    options: &'a ExportOptions,
-    cache: &'a Arc<BlockCache>,
-    /// In the order of the records.
-    opened: Vec<OnceCell<Arc<Disk>>>,
-}
-
-impl Others<'_> {
-    /// By device number, 1 and on.
-    fn disk(&self, device: usize) -> Option<&Arc<Disk>> {
-        self.opened.get(device.checked_sub(1)?)?.get()
-    }
-}
-
-impl Siblings for Others<'_> {
-    fn indexes(&self) -> Vec<u32> {
-        self.records
-            .iter()
-            .map(|record| record.disk_index)
-            .collect()
-    }
-
-    fn open(&self, number: usize) -> Result<Sibling> {
-        let (Some(record), Some(place)) = (self.records.get(number), self.opened.get(number))
-        else {
-            return Ok(Sibling::Lost("there is no such disk".into()));
-        };
-        match open_image(record, self.options, self.cache) {
-            Ok(disk) => {
-                let disk = place.get_or_init(|| disk);
-                Ok(Sibling::Open(Arc::<Disk>::clone(disk)))
-            }
-            Err(error) if may_pass(&error) => Err(error),
-            Err(error) => Ok(Sibling::Lost(error.to_string())),
-        }
-    }
-}
-
-/// Whether an image that could not be opened may be the next time, with nothing
-/// done about it.
-fn may_pass(error: &Error) -> bool {
-    match error {
-        Error::Io { source, .. } => !matches!(
-            source.kind(),
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-        ),
-        Error::TimedOut { .. } | Error::WouldWait | Error::NoSlot { .. } | Error::Catalog(_) => {
-            true
-        }
-        _ => false,
-    }
-}
-
-/// Gives out inode numbers to volumes.
-///
-/// Volumes of this disk alone have the lower half, one after the other. Those
-/// that lie on several have a part of the upper half for each thing that they
-/// belong to: whether a disk of theirs is there moves nobody else's numbers.
-struct Numbers {
-    /// The next of each range, and its end. The first is this disk's own.
-    ranges: Vec<(u64, u64)>,
-}
-
-impl Numbers {
-    fn new(volumes: &[Volume]) -> Self {
-        let across = volumes.iter().find_map(|volume| volume.across);
-        let groups = across.map_or(0, |across| u64::from(across.groups));
-        let mut ranges = match groups {
-            0 => vec![(inode::FIRST_BASE, inode::END)],
-            _ => vec![(inode::FIRST_BASE, inode::MIDDLE)],
-        };
-        let width = inode::END.saturating_sub(inode::MIDDLE).checked_div(groups);
-        ranges.extend((0..groups).map(|group| {
-            let width = width.unwrap_or(0);
-            let start = inode::MIDDLE.saturating_add(group.saturating_mul(width));
-            (start, start.saturating_add(width))
-        }));
-        Self { ranges }
-    }
-
-    /// The first number of a volume, and how many it has.
-    fn take(&mut self, volume: &Volume, bound: Option<u64>) -> (u64, u64) {
-        let range = volume.across.map_or(Some(0), |across| {
-            usize::try_from(across.group).ok()?.checked_add(1)
-        });
-        let Some((next, end)) = range.and_then(|range| self.ranges.get_mut(range)) else {
-            return (inode::END, 0);
-        };
-        let base = *next;
-        let usual = inode::span(volume.size);
-        let wanted = match volume.across {
-            // It must not depend on whether the volume can be read, where it can.
-            Some(_) => bound.unwrap_or(0).max(usual),
-            None => bound.unwrap_or(usual),
-        };
-        let span = wanted.min(end.saturating_sub(base));
-        *next = base.saturating_add(span);
-        (base, span)
     }
 }
 

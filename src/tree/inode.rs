@@ -27,19 +27,20 @@
 //! that the kernel has cached of the old one is wrong.
 
 use crate::error::{Error, Result};
+use crate::volume::Volume;
 
 const LOCAL_BITS: u32 = 40;
 const LOCAL_MASK: u64 = (1 << LOCAL_BITS) - 1;
 const MAX_DISK: u64 = 1 << (64 - LOCAL_BITS);
 
 /// Numbers below this one in a disk are not volumes'.
-pub(crate) const FIRST_BASE: u64 = 64;
+const FIRST_BASE: u64 = 64;
 
 /// From here on are those of volumes that lie on several disks.
-pub(crate) const MIDDLE: u64 = 1 << (LOCAL_BITS - 1);
+const MIDDLE: u64 = 1 << (LOCAL_BITS - 1);
 
 /// The end of the numbers of a disk.
-pub(crate) const END: u64 = 1 << LOCAL_BITS;
+const END: u64 = 1 << LOCAL_BITS;
 
 /// What an inode number stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,8 +114,56 @@ impl Inode {
     }
 }
 
+/// Gives out inode numbers to volumes.
+///
+/// Volumes of this disk alone have the lower half, one after the other. Those
+/// that lie on several have a part of the upper half for each thing that they
+/// belong to: whether a disk of theirs is there moves nobody else's numbers.
+pub(super) struct Numbers {
+    /// The next of each range, and its end. The first is this disk's own.
+    ranges: Vec<(u64, u64)>,
+}
+
+impl Numbers {
+    pub(super) fn new(volumes: &[Volume]) -> Self {
+        let across = volumes.iter().find_map(|volume| volume.across);
+        let groups = across.map_or(0, |across| u64::from(across.groups));
+        let mut ranges = match groups {
+            0 => vec![(FIRST_BASE, END)],
+            _ => vec![(FIRST_BASE, MIDDLE)],
+        };
+        let width = END.saturating_sub(MIDDLE).checked_div(groups);
+        ranges.extend((0..groups).map(|group| {
+            let width = width.unwrap_or(0);
+            let start = MIDDLE.saturating_add(group.saturating_mul(width));
+            (start, start.saturating_add(width))
+        }));
+        Self { ranges }
+    }
+
+    /// The first number of a volume, and how many it has.
+    pub(super) fn take(&mut self, volume: &Volume, bound: Option<u64>) -> (u64, u64) {
+        let range = volume.across.map_or(Some(0), |across| {
+            usize::try_from(across.group).ok()?.checked_add(1)
+        });
+        let Some((next, end)) = range.and_then(|range| self.ranges.get_mut(range)) else {
+            return (END, 0);
+        };
+        let base = *next;
+        let usual = span(volume.size);
+        let wanted = match volume.across {
+            // It must not depend on whether the volume can be read, where it can.
+            Some(_) => bound.unwrap_or(0).max(usual),
+            None => bound.unwrap_or(usual),
+        };
+        let span = wanted.min(end.saturating_sub(base));
+        *next = base.saturating_add(span);
+        (base, span)
+    }
+}
+
 /// Numbers that a volume of `size` bytes may take.
-pub(crate) fn span(size: u64) -> u64 {
+fn span(size: u64) -> u64 {
     (size / 128).saturating_add(1 << 16)
 }
 
@@ -128,6 +177,7 @@ fn outgrown(what: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::{Across, Content, Mapping};
 
     #[test]
     fn every_number_says_what_it_stands_for() {
@@ -170,5 +220,62 @@ mod tests {
         }
         assert!(Inode::parse(0).is_err());
         assert!(Inode::parse(2).is_err());
+    }
+
+    /// Volumes of their own and volumes across disks, as `(size, group)`; their
+    /// first numbers.
+    fn bases(volumes: &[(u64, Option<u32>)], bound: Option<u64>) -> Vec<u64> {
+        let volumes: Vec<Volume> = volumes
+            .iter()
+            .map(|(size, group)| Volume {
+                name: "any".into(),
+                mapping: Mapping::linear(0, 0, *size),
+                size: *size,
+                members: Vec::new(),
+                content: Content::NoFiles("a test".into()),
+                label: Vec::new(),
+                uuid: String::new(),
+                partition_label: String::new(),
+                note: String::new(),
+                across: group.map(|group| Across { group, groups: 2 }),
+            })
+            .collect();
+        let mut numbers = Numbers::new(&volumes);
+        let take = |volume| {
+            let (base, span) = numbers.take(volume, bound);
+            assert!(base + span <= END && span > 0);
+            base
+        };
+        volumes.iter().map(take).collect()
+    }
+
+    #[test]
+    fn what_other_disks_hold_moves_nobody() {
+        let gib = 1 << 30;
+        // All is there; then the first group is a link, the second unreadable.
+        let own = (gib, None);
+        let whole = bases(
+            &[
+                own,
+                (gib, Some(0)),
+                (gib, Some(0)),
+                own,
+                (gib, Some(1)),
+                own,
+            ],
+            None,
+        );
+        let partly = bases(&[own, (0, Some(0)), own, (5, Some(1)), own], None);
+        let pick =
+            |all: &[u64], which: &[usize]| -> Vec<u64> { which.iter().map(|i| all[*i]).collect() };
+        assert_eq!(pick(&whole, &[0, 1, 3, 4, 5]), partly);
+        // A format with more numbers than usual stays within its part.
+        let many = bases(&[own, (gib, Some(0)), (gib, Some(1))], Some(1 << 37));
+        assert_eq!(pick(&many, &[1, 2]), pick(&whole, &[1, 4]));
+        // Without any of them, the first half has no end before the second's.
+        assert_eq!(
+            bases(&[(1 << 46, None), own], None)[1],
+            FIRST_BASE + span(1 << 46)
+        );
     }
 }

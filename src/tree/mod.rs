@@ -23,13 +23,14 @@ mod listing;
 mod node;
 pub mod read;
 mod roots;
+mod siblings;
 mod xattr;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 pub use attached::AttachedDisk;
-use attached::AttachedVolume;
+use attached::{AttachedVolume, link_target};
 pub use data::Seek;
 use inode::Inode;
 use listing::{LATEST, LATEST_POSITION, list_disks, list_files, list_folders, list_volumes};
@@ -95,7 +96,7 @@ impl Tree {
         match Inode::parse(ino) {
             Ok(Inode::Disk(id)) => {
                 let disk = self.attachments.peek(id);
-                disk.is_some_and(|disk| disk.single().is_some() || disk.depends_on().is_none())
+                disk.is_some_and(|disk| disk.depends_on().is_none())
             }
             _ => Self::on_disk(ino),
         }
@@ -332,9 +333,8 @@ impl Tree {
             }
             Inode::File { disk, local } => {
                 let disk = self.attached(disk)?;
-                let (volume, _) = disk.locate(local)?;
-                if let (Some(target), true) = (volume.link(), local == volume.base) {
-                    return Ok(target.into_bytes());
+                if let Some(index) = disk.link(local)? {
+                    return Ok(link_target(index).into_bytes());
                 }
                 let (fs, _, ino) = disk.file(local)?;
                 fs.read_link(ino)
@@ -346,7 +346,7 @@ impl Tree {
     }
 
     /// The node at a path below the root, its components separated by `/`; no
-    /// symlink is followed but the tree's own `latest`.
+    /// symlink is followed but the tree's own: `latest`, and one to another disk.
     ///
     /// # Errors
     /// `NotFound` naming the path, or as [`Tree::lookup`].
@@ -361,8 +361,17 @@ impl Tree {
                 Error::NotFound { .. } => Error::not_found(String::from_utf8_lossy(path)),
                 other => other,
             })?;
-            if let Inode::Latest(id) = Inode::parse(node.attr.ino)? {
-                node = folder_node(&self.folder(id)?.0)?;
+            match Inode::parse(node.attr.ino)? {
+                Inode::Latest(id) => node = folder_node(&self.folder(id)?.0)?,
+                Inode::File { disk, local } if node.attr.kind == FileType::Symlink => {
+                    let link = self.attached(disk)?.link(local)?;
+                    if let Some(index) = link {
+                        let (_, backup) = self.record(disk)?;
+                        let name = format!("disk{index}");
+                        node = self.lookup(Inode::Folder(backup).number()?, name.as_bytes())?;
+                    }
+                }
+                _ => {}
             }
         }
         Ok(node)

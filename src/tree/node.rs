@@ -1,6 +1,6 @@
 //! What a node of the tree looks like from outside.
 
-use super::attached::{AttachedDisk, AttachedVolume};
+use super::attached::{AttachedDisk, AttachedVolume, link_target};
 use super::inode::Inode;
 use crate::catalog::{DiskRecord, Folder};
 use crate::error::{Error, Result};
@@ -138,10 +138,10 @@ pub(crate) fn file_node(disk: &AttachedDisk, local: u64) -> Result<Node> {
         .number()?;
         let folder = directory(ino, disk.record().time, 2);
         let attr = match volume.link() {
-            Some(target) => Attr {
+            Some(index) => Attr {
                 kind: FileType::Symlink,
                 mode: 0o777,
-                size: target.len() as u64,
+                size: link_target(index).len() as u64,
                 nlink: 1,
                 ..folder
             },

@@ -104,10 +104,14 @@ impl<'a> Devices<'a> {
     /// Where something is not that was looked for on all of them, as the end of
     /// a sentence; with what can be done.
     pub(super) fn absence(&self) -> String {
+        const ADVICE: &str = ": a backup with all disks of the VM is needed";
         if self.indexes.len() <= 1 {
-            return "not on this disk, and the backup has no other".into();
+            return format!("not on this disk, and the backup has no other{ADVICE}");
         }
         let mut text = "not on this disk nor on any other of the backup".to_owned();
+        if self.lost.is_empty() {
+            text.push_str(ADVICE);
+        }
         for (index, reason) in &self.lost {
             let _ = write!(text, "; disk{index} cannot be opened: {reason}");
         }

@@ -104,11 +104,14 @@ impl Groups {
                 .iter()
                 .filter(|p| p.component == component.id)
             {
-                match self.disk(database, partition) {
-                    Some((index, found)) => {
-                        disks.push((index, found.data.saturating_add(partition.start)));
-                    }
-                    None => missing.push(name(database, partition)),
+                // Copies of a disk belong to it too: the first is read.
+                let before = disks.len();
+                disks.extend(
+                    self.disks(database, partition)
+                        .map(|(index, found)| (index, found.data.saturating_add(partition.start))),
+                );
+                if disks.len() == before {
+                    missing.push(name(database, partition));
                 }
             }
         }
@@ -136,10 +139,16 @@ impl Groups {
         }
     }
 
-    fn disk(&self, database: &Database, partition: &Partition) -> Option<(usize, &Found)> {
-        let known = database.disks.iter().find(|d| d.id == partition.disk)?;
-        let mut found = self.disks.iter().enumerate();
-        found.find(|(_, disk)| disk.guid == known.guid)
+    /// The disks that hold a partition: one, but for copies of it.
+    fn disks(
+        &self,
+        database: &Database,
+        partition: &Partition,
+    ) -> impl Iterator<Item = (usize, &Found)> {
+        let known = database.disks.iter().find(|d| d.id == partition.disk);
+        let guid = known.map(|disk| disk.guid.clone());
+        let found = self.disks.iter().enumerate();
+        found.filter(move |(_, disk)| guid.as_ref() == Some(&disk.guid))
     }
 
     /// Where one copy of a volume of `size` bytes lies.
@@ -165,7 +174,7 @@ impl Groups {
         let mut under = Vec::new();
         let mut places = Vec::new();
         for partition in &partitions {
-            places.push(match self.disk(database, partition) {
+            places.push(match self.disks(database, partition).next() {
                 Some((_, found)) => {
                     under.push(found.mapping.clone());
                     Some(Place {

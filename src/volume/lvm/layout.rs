@@ -289,3 +289,33 @@ impl<'a> Layouts<'a> {
         Ok(Place { device, offset })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
+mod tests {
+    use super::*;
+
+    /// Images of images of images, each named many times: counted, not followed.
+    #[test]
+    fn a_tree_of_images_is_bounded() {
+        let mut text =
+            "vg0 {\nid = \"a\"\nseqno = 1\nextent_size = 8\nlogical_volumes {\n".to_owned();
+        for (level, next) in [("a", "b"), ("b", "c"), ("c", "d"), ("d", "a")] {
+            let pair = format!("\"m\", \"{next}\",");
+            text += &format!(
+                "{level} {{\nid = \"{level}\"\nstatus = [\"VISIBLE\"]\nsegment_count = 1\n\
+                 segment1 {{\nstart_extent = 0\nextent_count = 1\ntype = \"raid1\"\n\
+                 raids = [{}]\n}}\n}}\n",
+                pair.repeat(120)
+            );
+        }
+        text += "}\n}\n";
+        let group = Group::parse(text.as_bytes()).unwrap();
+        let began = std::time::Instant::now();
+        let layouts = Layouts::new(&[], &group, "nowhere");
+        for lv in &group.lvs {
+            assert!(layouts.mapping(lv).is_err() && layouts.first(lv).is_none());
+        }
+        assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+    }
+}

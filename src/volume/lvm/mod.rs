@@ -166,8 +166,13 @@ impl Groups {
         let mut left = MAX_LVS;
         let mut all = Vec::new();
         for group in &self.groups {
-            let found = |id: &str| self.pvs.iter().position(|pv| pv.id == id);
-            let members: Vec<usize> = group.pvs.iter().filter_map(|pv| found(&pv.id)).collect();
+            // Copies of a physical volume are members too: the first is read.
+            let own = |id: &str| group.pvs.iter().any(|pv| pv.id == id);
+            let found = |id: &str| self.pvs.iter().any(|pv| pv.id == id);
+            let members: Vec<usize> = (0_usize..)
+                .zip(&self.pvs)
+                .filter_map(|(index, pv)| own(&pv.id).then_some(index))
+                .collect();
             let layouts = Layouts::new(&self.pvs, group, absence);
             let volumes: Vec<LogicalVolume> = group
                 .lvs
@@ -184,7 +189,7 @@ impl Groups {
             left = left.saturating_sub(volumes.len());
             all.push(VolumeGroup {
                 name: group.name.clone(),
-                missing: group.pvs.len().saturating_sub(members.len()),
+                missing: group.pvs.iter().filter(|pv| !found(&pv.id)).count(),
                 members,
                 volumes,
             });

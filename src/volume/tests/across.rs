@@ -8,6 +8,8 @@ pub(super) struct Backup<'a> {
     pub(super) images: Vec<Option<&'a Image>>,
     own: usize,
     opened: RefCell<Vec<usize>>,
+    /// Whether opening a disk gives no answer.
+    hangs: bool,
 }
 
 impl<'a> Backup<'a> {
@@ -16,6 +18,7 @@ impl<'a> Backup<'a> {
             images: images.into_iter().map(Some).collect(),
             own: 0,
             opened: RefCell::default(),
+            hangs: false,
         }
     }
 
@@ -69,6 +72,12 @@ impl Siblings for Backup<'_> {
     fn open(&self, number: usize) -> Result<Sibling> {
         let index = self.order(self.own)[number + 1];
         self.opened.borrow_mut().push(index);
+        if self.hangs {
+            return Err(crate::error::Error::TimedOut {
+                what: "the test".into(),
+                after: std::time::Duration::ZERO,
+            });
+        }
         Ok(match self.images[index] {
             Some(image) => Sibling::Open(image.disk()),
             None => Sibling::Lost("it is away".into()),
@@ -212,5 +221,31 @@ fn what_is_missing_moves_nothing() {
     assert_eq!(
         now.last().unwrap().across,
         second.iter().find(|v| link(v).is_some()).unwrap().across
+    );
+}
+
+/// A disk that is a copy of another is not shown a second time, nor is it empty.
+#[test]
+fn a_copy_of_a_disk() {
+    let images = [Image::new(64 * MIB), Image::new(64 * MIB)];
+    let lvm = logical::Lvm::new(images.iter().map(|i| Loop::new(i, 512)).collect());
+    let all: Vec<&str> = lvm.loops.iter().map(|l| l.0.as_str()).collect();
+    lvm.run("vgcreate", &[&["-s", "1M", "vg0"][..], &all].concat());
+    lvm.create("vg0", "wide", &["-i2", "-I64k", "-L", "20M"]);
+    drop(lvm);
+    let copy = Image::new(0);
+    std::fs::copy(images[1].path(), copy.path()).unwrap();
+    let mut backup = Backup::new([&images[0], &images[1], &copy]);
+    let (volumes, opened) = backup.look(2);
+    assert_eq!((names(&volumes), opened), (vec!["vg0"], vec![0]));
+    assert_eq!(volumes.iter().find_map(link), Some(0));
+    let (volumes, _) = backup.look(0);
+    assert_eq!(names(&volumes), ["vg0-wide"]);
+    // What may pass says nothing of the disk.
+    backup.hangs = true;
+    let outcome = detect_across(&images[0].disk(), 0, &backup);
+    assert!(
+        matches!(outcome, Err(crate::error::Error::TimedOut { .. })),
+        "{outcome:?}"
     );
 }

@@ -7,6 +7,7 @@ mod logical;
 mod mapping;
 mod partitions;
 mod raid;
+mod raid_volumes;
 mod signatures;
 mod unreadable;
 
