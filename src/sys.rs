@@ -22,7 +22,8 @@ pub fn spawn_bound(mut command: Command) -> io::Result<Child> {
     static SPAWNER: OnceLock<io::Result<mpsc::Sender<Spawn>>> = OnceLock::new();
     let parent = nix::unistd::getpid();
     // SAFETY: the closure runs between fork and exec and calls only prctl,
-    // getppid and _exit, which are async-signal-safe, and allocates nothing.
+    // getppid, _exit and close_range, which are async-signal-safe, and allocates
+    // nothing. close_range closes nothing here: it marks what is to be closed.
     unsafe {
         command.pre_exec(move || {
             nix::libc::prctl(nix::libc::PR_SET_PDEATHSIG, nix::libc::SIGKILL);
@@ -30,6 +31,15 @@ pub fn spawn_bound(mut command: Command) -> io::Result<Child> {
             if nix::libc::getppid() != parent.as_raw() {
                 nix::libc::_exit(127);
             }
+            // What this process was started with, by a shell or a supervisor, is
+            // not the child's business. A kernel older than 5.11 leaves it open.
+            let (first, last) = (3_u32, u32::MAX);
+            nix::libc::syscall(
+                nix::libc::SYS_close_range,
+                first,
+                last,
+                nix::libc::CLOSE_RANGE_CLOEXEC,
+            );
             Ok(())
         });
     }

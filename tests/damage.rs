@@ -92,7 +92,7 @@ fn every_bad_image_is_a_clear_error_and_harms_no_other() {
         "dd if=/dev/zero of={:?} bs=104 count=1 conv=notrunc status=none",
         image("headless")
     ));
-    let _daemon = Daemon::start(&lab);
+    let daemon = Daemon::start(&lab);
     let good = lab.mountpoint().join("good/latest/disk0/file");
     for case in &cases {
         let disk = lab.mountpoint().join(case.vm).join("latest/disk0");
@@ -108,7 +108,7 @@ fn every_bad_image_is_a_clear_error_and_harms_no_other() {
         );
         assert!(began.elapsed() < Duration::from_secs(6), "{}", case.vm);
         let why = xattr::get(&disk, "user.sendense.error")
-            .unwrap()
+            .unwrap_or_else(|error| panic!("{}: {error}\n{}", case.vm, daemon.log()))
             .unwrap_or_else(|| panic!("{}: no reason given", case.vm));
         let why = String::from_utf8(why).unwrap();
         println!("{}: {why}", case.vm);
@@ -277,7 +277,7 @@ fn an_image_that_comes_back_has_all_its_files() {
     let disk = fs::canonicalize(latest).unwrap().join("disk0");
     let folder = nix::fcntl::open(
         &disk.join("d"),
-        nix::fcntl::OFlag::O_PATH,
+        nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
         nix::sys::stat::Mode::empty(),
     )
     .unwrap();

@@ -224,11 +224,12 @@ fn a_hung_disk_times_out_alone() {
         "the other disk was held up"
     );
     for reader in readers {
-        let error = reader
-            .join()
-            .unwrap()
-            .expect_err("a hung disk must not answer");
-        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        match reader.join().unwrap() {
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO)),
+            // One that was silent for twice the time-out is started again, and
+            // that one answers.
+            Ok(after) => assert!(after >= Duration::from_secs(6), "after {after:?}"),
+        }
     }
     assert!(began.elapsed() < Duration::from_secs(15));
     kill(hung, Signal::SIGCONT).unwrap();

@@ -105,6 +105,23 @@ fn an_image_in_use_elsewhere_is_readable() {
 }
 
 #[test]
+fn what_the_daemon_was_started_with_does_not_reach_qemu_nbd() {
+    let place = Place::new();
+    let image = place.image();
+    // Of no chain, and open without O_CLOEXEC, as a shell's redirection leaves it.
+    let stray = image.with_file_name("stray");
+    std::fs::write(&stray, b"x").unwrap();
+    let _open = nix::fcntl::open(
+        &stray,
+        nix::fcntl::OFlag::O_RDONLY,
+        nix::sys::stat::Mode::empty(),
+    )
+    .unwrap();
+    let export = Export::open(&image, "qcow2", &place.options()).unwrap();
+    export.read_at(0, &mut [0; 512]).unwrap();
+}
+
+#[test]
 fn block_status_is_that_of_qemu_img_map() {
     #[derive(serde::Deserialize)]
     struct Stretch {
