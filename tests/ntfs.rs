@@ -59,11 +59,22 @@ impl Drop for Ntfs3g {
 
 /// An NTFS volume filled by `work`, as the backup of a VM `name`; the raw image.
 fn backup_of(lab: &Lab, name: &str, size: &str, work: impl FnOnce(&Path)) -> PathBuf {
+    backup_written(lab, name, size, "compression", work)
+}
+
+/// As [`backup_of`], written through a mount with these options.
+fn backup_written(
+    lab: &Lab,
+    name: &str,
+    size: &str,
+    options: &str,
+    work: impl FnOnce(&Path),
+) -> PathBuf {
     let raw = lab.path(format!("work/{name}.raw"));
     shell(&format!(
         "truncate -s {size} {raw:?}; mkntfs -F -Q -q -c 4096 -p 0 -H 16 -S 63 {raw:?}"
     ));
-    let mount = Ntfs3g::new(&raw, "compression");
+    let mount = Ntfs3g::new(&raw, options);
     work(mount.root());
     drop(mount);
     full(lab, &raw, name, 0, "20251008-192431");
@@ -263,5 +274,56 @@ fn compressed_data_holds_up_nobody() {
     let pages = |figures: &serde_json::Value| figures["cache"]["misses"].as_u64().unwrap();
     let fetched = pages(&figures()) - pages(&before);
     assert!(fetched < 40, "{fetched} pages passed through the cache");
+    daemon.stop();
+}
+
+#[test]
+fn a_stream_too_long_for_an_attribute_keeps_no_file_back() {
+    let lab = Lab::new();
+    lab.configure("");
+    backup_written(&lab, "win", "64M", "streams_interface=windows", |root| {
+        fs::create_dir(root.join("folder")).unwrap();
+        for (name, len) in [
+            ("folder/file", 5),
+            ("folder/file:small", 7),
+            ("folder/file:long", 65_537),
+            ("edge", 0),
+            ("edge:full", 65_536),
+            ("edge:long", 65_537),
+        ] {
+            fs::write(root.join(name), vec![b'x'; len]).unwrap();
+        }
+    });
+    lab.scan();
+    let daemon = Daemon::start(&lab);
+    let folder = disk(&lab, "win").join("folder");
+    let names = |file: &Path| xattr::list(file).unwrap().collect::<Vec<_>>();
+    assert_eq!(names(&folder.join("file")), ["user.small"]);
+    let edge = disk(&lab, "win").join("edge");
+    assert_eq!(names(&edge), ["user.full"]);
+    let full = xattr::get(edge, "user.full").unwrap().unwrap();
+    assert_eq!(full, vec![b'x'; 65_536]);
+    // Whoever asks for it is told why there is nothing to get.
+    let error = xattr::get(folder.join("file"), "user.long").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::libc::E2BIG));
+    let log = daemon.log();
+    let said = log.lines().find(|line| line.contains("longer than 65536"));
+    // The log names the disk that it speaks of.
+    assert!(said.unwrap().contains("disk=\"win/backup-win-"), "{log}");
+
+    let (by_rsync, by_cp) = (lab.path("by-rsync"), lab.path("by-cp"));
+    fs::create_dir(&by_cp).unwrap();
+    shell(&format!("rsync -aX {folder:?} {by_rsync:?}"));
+    lab.sendense_ok([
+        "cp".as_ref(),
+        "-a".as_ref(),
+        "win/latest/disk0/folder".as_ref(),
+        by_cp.as_os_str(),
+    ]);
+    for copy in [by_rsync, by_cp] {
+        let file = copy.join("folder/file");
+        assert_eq!(fs::read(&file).unwrap(), b"xxxxx");
+        assert_eq!(names(&file), ["user.small"]);
+    }
     daemon.stop();
 }

@@ -24,7 +24,10 @@ fn one_backup() -> (Lab, RawDisk) {
     let lab = Lab::new();
     lab.configure("");
     let disk = RawDisk::ext4(lab.path("work/a.raw"), "200M", &[]);
-    disk.write(varied_tree);
+    disk.write(|root| {
+        varied_tree(root);
+        std::os::unix::fs::symlink("../etc", root.join("etc/link")).unwrap();
+    });
     full(&lab, &disk.path, "vm", 0, "20251008-192431");
     lab.scan();
     (lab, disk)
@@ -73,6 +76,7 @@ fn ls_and_cat_read_without_a_mount() {
             "deep",
             "hard1",
             "hostname",
+            "link",
             "soft",
             "soft-absolute",
             "soft-long"
@@ -101,6 +105,11 @@ fn ls_and_cat_read_without_a_mount() {
         said.matches("no/such/file").count() == 1 && said.contains("not found"),
         "{said}"
     );
+    // Of a path through a link it is said where the link leads.
+    let linked = lab.sendense(["cat", "vm/latest/disk0/etc/link/hostname"]);
+    assert!(!linked.status.success());
+    let said = String::from_utf8(linked.stderr).unwrap();
+    assert!(said.contains("a link to ../etc"), "{said}");
 }
 
 #[test]

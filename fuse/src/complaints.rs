@@ -3,16 +3,20 @@
 //! A program that reads a damaged file in a loop must not fill the journal, so
 //! only so many are written in a second; all are counted.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use sendense::tree::Tree;
 use sendense::{Error, Result};
 
 /// Errors written in one second.
 const A_SECOND: u32 = 20;
 
 pub(crate) struct Complaints {
+    /// Knows which disk an inode number belongs to.
+    tree: Arc<Tree>,
     count: AtomicU64,
     recent: Mutex<Recent>,
 }
@@ -24,14 +28,11 @@ struct Recent {
 }
 
 impl Complaints {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(tree: Arc<Tree>) -> Self {
         Self {
+            tree,
             count: AtomicU64::new(0),
-            recent: Mutex::new(Recent {
-                since: Instant::now(),
-                written: 0,
-                left_out: 0,
-            }),
+            recent: Mutex::new(Recent::new()),
         }
     }
 
@@ -55,29 +56,41 @@ impl Complaints {
             }
             _ => {
                 self.count.fetch_add(1, Ordering::Relaxed);
-                if let Some(left_out) = self.admit() {
+                let admitted = self.recent.lock().admit();
+                if let Some(left_out) = admitted {
                     if left_out > 0 {
                         tracing::warn!(left_out, "more errors than are written here");
                     }
-                    tracing::warn!(operation, ino, %error);
+                    // What is said of a file says nothing of its disk.
+                    let disk = self.tree.disk_path(ino);
+                    tracing::warn!(operation, disk, ino, %error);
                 }
             }
         }
     }
+}
+
+impl Recent {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            written: 0,
+            left_out: 0,
+        }
+    }
 
     /// How many were left out before, if this one is to be written.
-    fn admit(&self) -> Option<u64> {
-        let mut recent = self.recent.lock();
-        if recent.since.elapsed().as_secs() >= 1 {
-            recent.since = Instant::now();
-            recent.written = 0;
+    fn admit(&mut self) -> Option<u64> {
+        if self.since.elapsed().as_secs() >= 1 {
+            self.since = Instant::now();
+            self.written = 0;
         }
-        if recent.written >= A_SECOND {
-            recent.left_out = recent.left_out.saturating_add(1);
+        if self.written >= A_SECOND {
+            self.left_out = self.left_out.saturating_add(1);
             return None;
         }
-        recent.written = recent.written.saturating_add(1);
-        Some(std::mem::take(&mut recent.left_out))
+        self.written = self.written.saturating_add(1);
+        Some(std::mem::take(&mut self.left_out))
     }
 }
 
@@ -87,12 +100,9 @@ mod tests {
 
     #[test]
     fn a_flood_is_counted_and_not_written() {
-        let complaints = Complaints::new();
-        let written = (0..1000).filter(|_| complaints.admit().is_some()).count();
+        let mut recent = Recent::new();
+        let written = (0..1000).filter(|_| recent.admit().is_some()).count();
         assert_eq!(written, A_SECOND as usize);
-        assert_eq!(
-            complaints.recent.lock().left_out,
-            1000 - u64::from(A_SECOND)
-        );
+        assert_eq!(recent.left_out, 1000 - u64::from(A_SECOND));
     }
 }

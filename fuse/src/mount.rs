@@ -79,7 +79,7 @@ impl Mount {
         };
         config.n_threads = Some(LOOP_THREADS);
         config.clone_fd = true;
-        let complaints = Arc::new(Complaints::new());
+        let complaints = Arc::new(Complaints::new(Arc::clone(&tree)));
         let adapter = Adapter::new(
             tree,
             options.xattrs,

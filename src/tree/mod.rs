@@ -110,6 +110,12 @@ impl Tree {
         }
     }
 
+    /// `<vm>/<backup>/disk<N>` of the disk that a node lies on, while it is attached.
+    pub fn disk_path(&self, ino: u64) -> Option<String> {
+        let disk = self.attachments.peek(Self::disk_of(ino)?)?;
+        Some(disk.path())
+    }
+
     /// The node that `name` is in folder `parent`. `.` and `..` are understood.
     ///
     /// # Errors
@@ -357,6 +363,9 @@ impl Tree {
             .filter(|name| !name.is_empty() && *name != b".")
         {
             let parent = node.attr.ino;
+            if node.attr.kind == FileType::Symlink {
+                return Err(self.not_followed(&node, path));
+            }
             node = self.lookup(parent, name).map_err(|error| match error {
                 Error::NotFound { .. } => Error::not_found(String::from_utf8_lossy(path)),
                 other => other,
@@ -375,6 +384,19 @@ impl Tree {
             }
         }
         Ok(node)
+    }
+
+    /// Says which link of the guest a path leads through.
+    fn not_followed(&self, link: &Node, path: &[u8]) -> Error {
+        let path = String::from_utf8_lossy(path);
+        match self.read_link(link.attr.ino) {
+            Ok(target) => Error::Invalid(format!(
+                "{path}: one of its folders is a link to {}, and links are not followed here; give \
+                 the path that it leads to",
+                target.escape_ascii()
+            )),
+            Err(error) => error,
+        }
     }
 
     fn attached(&self, id: u64) -> Result<Arc<AttachedDisk>> {

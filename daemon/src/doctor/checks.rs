@@ -377,6 +377,15 @@ fn catalog(config: &Config) -> Finding {
             format!("{shown} will be made when it is first used"),
         ),
         Err(e) => Finding::fail("catalog", format!("{shown}: {e}")),
+        // Nothing is wrong with the catalog: it is somebody else's.
+        Ok(meta) if access(&path, AccessFlags::R_OK | AccessFlags::W_OK).is_err() => Finding::fail(
+            "catalog",
+            format!("{shown} is not writable for user {}", config.uid),
+        )
+        .mend(format!(
+            "run sendense as user {}, or set state_dir",
+            meta.uid()
+        )),
         Ok(_) => match Catalog::open(&path) {
             Ok(_) => Finding::ok("catalog", shown.to_string()),
             Err(e) => Finding::fail("catalog", format!("{shown} cannot be opened: {e}")).mend(

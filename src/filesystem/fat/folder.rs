@@ -180,7 +180,16 @@ impl Fat {
         // What is damaged elsewhere in the folder does not matter.
         if let Some((position, ino)) = exact.or(similar).or(short) {
             *self.last_found.lock() = (dir, position);
-            return Ok(ino);
+            return match self.entry(ino) {
+                // What is listed is not absent, whatever the table says.
+                Err(Error::NotFound { what }) => Err(Error::corrupt(
+                    what,
+                    "it is listed, in a cluster that is marked as free",
+                )),
+                Err(Error::WouldWait) => Err(Error::WouldWait),
+                // What else is wrong with it is for those to hear who ask.
+                _ => Ok(ino),
+            };
         }
         damage?;
         Err(absent())

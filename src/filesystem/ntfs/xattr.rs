@@ -73,17 +73,36 @@ impl Ntfs {
         Ok(any)
     }
 
-    /// The names of the listed attributes.
+    /// The names of the listed attributes. A stream that is longer than Linux lets
+    /// an attribute be is none: `rsync -X` would leave out the whole file because
+    /// of it, and `cp -a` complain.
     pub(super) fn listed_xattrs(&self, file: &File) -> Result<Vec<Vec<u8>>> {
         let information = self.information(file)?;
         let kind = self.kind(file, &information)?;
-        let mut names = Vec::new();
+        let mut streams = Vec::new();
         self.each_listed(file, &information, &kind, &mut |name| {
-            let mut listed = b"user.".to_vec();
-            push_wtf8(name, &mut listed);
-            names.push(listed);
+            streams.push(name.to_vec());
         })?;
+        let mut names = Vec::new();
+        for stream in streams {
+            if self.is_too_long(file, &stream)? {
+                continue;
+            }
+            let mut listed = b"user.".to_vec();
+            push_wtf8(&stream, &mut listed);
+            names.push(listed);
+        }
         Ok(names)
+    }
+
+    /// Whether a stream is too long for an attribute. One that is damaged is not:
+    /// it is listed, and an error to who reads it.
+    fn is_too_long(&self, file: &File, stream: &[u8]) -> Result<bool> {
+        match self.mft.stream(file, attribute::DATA, stream) {
+            Ok(found) => Ok(found.is_some_and(|stream| stream.size() > MAX_VALUE)),
+            Err(Error::Corrupt { .. } | Error::Unsupported { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The value of one attribute, listed or not.

@@ -157,6 +157,29 @@ fn a_chain_that_is_wrong_is_an_error_where_it_is() {
     }
 }
 
+/// What is listed is there: if it cannot be read, that is an error and not absence.
+#[test]
+fn a_table_of_zeros_is_an_error_for_what_is_listed() {
+    let image = small("32");
+    let fs = image.open();
+    let super::super::volume::Root::Chain(root) = fs.volume.geometry.root else {
+        panic!("FAT32 keeps its root folder in clusters");
+    };
+    set(&image, root, 0);
+    let fs = image.open();
+    let mut listed = Vec::new();
+    fs.read_dir(fs.root(), 0, &mut |entry| {
+        listed.push(entry.name.to_vec());
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert!(!listed.is_empty());
+    for name in listed {
+        let error = fs.lookup(fs.root(), &name).unwrap_err();
+        assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+    }
+}
+
 #[test]
 fn a_folder_that_is_circular_ends() {
     let image = small("16");
