@@ -66,16 +66,6 @@ pub(super) fn describe(mft: &Mft) -> Result<Description> {
                 reason: format!("version {}.{} is not known", version.major, version.minor),
             });
         }
-        notes.push(format!(
-            "NTFS {}.{}, as {} writes it.",
-            version.major,
-            version.minor,
-            match (version.major, version.minor) {
-                (1, _) => "Windows NT 4",
-                (3, 0) => "Windows 2000",
-                _ => "Windows XP and later",
-            }
-        ));
         if version.dirty {
             notes.push(
                 "The volume is marked as dirty: Windows would check it (chkdsk) before use.".into(),

@@ -104,10 +104,7 @@ fn describes_the_volume() {
         description.uuid,
         String::from_utf8(output.stdout).unwrap().trim()
     );
-    assert_eq!(
-        description.notes,
-        ["NTFS 3.1, as Windows XP and later writes it."]
-    );
+    assert!(description.notes.is_empty(), "{:?}", description.notes);
     // What df says on Linux, but for ntfs-3g's rounding.
     let mount = scratch.mount(&image, "ro");
     let stat = nix::sys::statvfs::statvfs(mount.root()).unwrap();
