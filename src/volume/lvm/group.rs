@@ -2,6 +2,7 @@
 #![deny(clippy::arithmetic_side_effects)]
 
 use super::text::Section;
+use std::collections::HashSet;
 
 /// LVM2 counts in sectors of 512 bytes, whatever the disk's are.
 const SECTOR: u64 = 512;
@@ -114,12 +115,16 @@ impl Group {
             .saturating_mul(self.extent)
     }
 
-    /// Whether `lv` is a user's: not internal. Of a snapshot, the store is what
+    /// The volumes that are a user's: not internal. Of a snapshot, the store is what
     /// a user sees by its name; a volume without a store stands for the two.
-    pub(super) fn shows(&self, lv: &Lv) -> bool {
-        let is =
-            |name: fn(&Snapshot) -> &String| self.snapshots.iter().any(|s| *name(s) == lv.name);
-        !is(|s| &s.name) && (lv.visible || is(|s| &s.store))
+    pub(super) fn shown(&self) -> impl Iterator<Item = &Lv> {
+        let all = |name: fn(&Snapshot) -> &String| -> HashSet<&String> {
+            self.snapshots.iter().map(name).collect()
+        };
+        let (snapshots, stores) = (all(|s| &s.name), all(|s| &s.store));
+        self.lvs.iter().filter(move |lv| {
+            !snapshots.contains(&lv.name) && (lv.visible || stores.contains(&lv.name))
+        })
     }
 
     /// Why the bytes of `lv` are not those that a guest sees there, if it is a
