@@ -68,6 +68,9 @@ pub(super) struct LvSegment {
     pub(super) images: Vec<String>,
     /// Copies of each chunk of a RAID10.
     pub(super) copies: u64,
+    /// Extents that a RAID keeps for being given another shape; 0 before the first
+    /// time.
+    pub(super) reshape: u64,
 }
 
 #[derive(Debug)]
@@ -216,6 +219,7 @@ fn segment(segment: &Section<'_>) -> Option<LvSegment> {
         stripes,
         images,
         copies: segment.number("data_copies").unwrap_or(2),
+        reshape: segment.number("reshape_count").unwrap_or(0),
     })
 }
 

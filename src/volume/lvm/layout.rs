@@ -191,6 +191,13 @@ impl<'a> Layouts<'a> {
         if segment.images.len() > raid::MAX_MEMBERS {
             return Err(damaged());
         }
+        // Where data begins on the images is told by these alone.
+        if segment.reshape > 0 {
+            return Err(format!(
+                "the LVM RAID {} has been given another shape; such ones are not read",
+                lv.name
+            ));
+        }
         let mut reasons = Vec::new();
         let mut each = u64::MAX;
         let mut members = Vec::new();
@@ -326,6 +333,42 @@ mod tests {
             assert!(layouts.mapping(lv).is_err() && layouts.first(lv).is_none());
         }
         assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+    }
+
+    /// After a reshape the images hold more than the data, before or after it.
+    #[test]
+    fn a_reshaped_raid_is_not_read() {
+        let image = |name: &str, start: u64| {
+            format!(
+                "{name} {{\nsegment_count = 1\ns {{ start_extent = 0 extent_count = 8 \
+                 type = \"striped\" stripes = [\"pv0\", {start}] }} }}\n"
+            )
+        };
+        let text = |reshape: &str| {
+            format!(
+                "vg0 {{\nid = \"a\"\nseqno = 1\nextent_size = 8\nphysical_volumes {{\n\
+                 pv0 {{ id = \"b\" pe_start = 8 pe_count = 100 }} }}\nlogical_volumes {{\n\
+                 lv {{\nstatus = [\"VISIBLE\"]\nsegment_count = 1\ns {{ start_extent = 0 \
+                 extent_count = 16 type = \"raid5_ls\" stripe_size = 8 {reshape} \
+                 raids = [\"m\", \"i0\", \"m\", \"i1\", \"m\", \"i2\"] }} }}\n{}{}{} }} }}",
+                image("i0", 0),
+                image("i1", 8),
+                image("i2", 16)
+            )
+        };
+        let pvs = [Pv {
+            id: "b".into(),
+            mapping: Mapping::linear(0, 0, 1 << 20),
+            damaged: false,
+            in_use: true,
+        }];
+        let mapping = |text: &str| {
+            let group = Group::parse(text.as_bytes()).unwrap();
+            Layouts::new(&pvs, &group, "nowhere").mapping(&group.lvs[0])
+        };
+        assert_eq!(mapping(&text("")).unwrap().size(), 16 * 4096);
+        let why = mapping(&text("reshape_count = 1")).unwrap_err();
+        assert!(why.contains("another shape"), "{why}");
     }
 
     /// As many names as a text may have, each looked up among as many others.
