@@ -10,7 +10,7 @@
 mod support;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use support::images::{RawDisk, full, layout, varied_tree};
@@ -116,13 +116,18 @@ fn disk(lab: &Lab, name: &str, size: u64) -> PathBuf {
 }
 
 /// Two disks with a volume group over them: `vg0-pieces` in two pieces, one on each
-/// disk, and `vg0-striped` over both. Also the file systems in them.
+/// disk, and `vg0-striped` over both, with swap before it. Also the file systems in
+/// them.
 fn volume_group(lab: &Lab) -> (Vec<PathBuf>, [RawDisk; 2]) {
     let disks = vec![disk(lab, "d0", 200 * MIB), disk(lab, "d1", 200 * MIB)];
     let lvm = Lvm::new(&disks);
     let (one, two) = (lvm.loops[0].clone(), lvm.loops[1].clone());
     lvm.create("pieces", &["-L", "40M", "vg0", &two]);
     lvm.run("lvextend", &["-y", "vg0/pieces", "-L", "80M", &one]);
+    lvm.create("aswap", &["-i2", "-I64k", "-L", "16M", "vg0"]);
+    let swap = disk(lab, "swap", 16 * MIB);
+    run("mkswap", ["-q".as_ref(), swap.as_os_str()]);
+    lvm.fill("aswap", &swap, &disks);
     lvm.create("striped", &["-i2", "-I64k", "-L", "64M", "vg0"]);
     let inner = ["pieces:80M", "striped:64M"].map(|volume| {
         let (name, size) = volume.split_once(':').unwrap();
@@ -203,12 +208,8 @@ fn a_volume_group_over_two_disks() {
         .for_each(|reader| reader.join().unwrap());
     let numbers = |folder: &Path| -> Vec<u64> {
         let all = ["vg0-pieces", "vg0-striped"].iter();
-        all.map(|name| {
-            std::os::unix::fs::MetadataExt::ino(
-                &fs::metadata(folder.join(name).join("large")).unwrap(),
-            )
-        })
-        .collect()
+        all.map(|name| fs::metadata(folder.join(name).join("large")).unwrap().ino())
+            .collect()
     };
     let before = numbers(&first);
     let target = lab.path("work/copy");
@@ -256,6 +257,9 @@ fn a_missing_sibling() {
     // The catalog has it still.
     let error = fs::read_dir(&striped).map(Iterator::count).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+    // The number of a folder that stands for a volume; ext4's root is inode 2 in it.
+    let number = |path: &Path| fs::metadata(path).unwrap().ino();
+    let base = number(&striped);
     let why = attribute(&striped, "user.sendense.error");
     println!("{why}");
     assert!(
@@ -280,6 +284,9 @@ fn a_missing_sibling() {
         striped.join("large").exists()
     });
     assert_same(&inner[1].truth(facts), &facts(&striped));
+    // What turns out to hold no files has its numbers all the same.
+    assert!(!first.join("vg0-aswap").exists());
+    assert_eq!(number(&striped), base + 2);
     // The first goes: the second shows the group.
     let image = layout(&lab, "vm", 0, STAMP);
     assert_eq!(names(&backup.join("disk1")), ["vg0"]);
@@ -288,7 +295,7 @@ fn a_missing_sibling() {
     support::wait_for(
         "the group in disk1",
         std::time::Duration::from_secs(5),
-        || names(&backup.join("disk1")) == ["vg0-pieces", "vg0-striped"],
+        || names(&backup.join("disk1")) == ["vg0-aswap", "vg0-pieces", "vg0-striped"],
     );
 }
 

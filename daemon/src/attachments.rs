@@ -212,12 +212,15 @@ impl Slots {
 
     /// Lets all go that were not used for the idle time-out, and all whose row
     /// has left the catalog, or whose volumes have parts on disks that have come or
-    /// gone, if `catalog_changed`. Returns how many.
-    pub(crate) fn sweep(&self, catalog_changed: bool) -> usize {
+    /// gone. Returns how many.
+    ///
+    /// The catalog is asked each time, whether or not it has just changed: a disk
+    /// that was being attached while it changed is seen by the next sweep only.
+    pub(crate) fn sweep(&self) -> usize {
         let mut released: usize = 0;
         for seat in self.seats() {
             let idle = self.idle(&seat) >= self.limits.idle_timeout;
-            let gone = catalog_changed && self.is_outdated(&seat.disk);
+            let gone = self.is_outdated(&seat.disk);
             if idle || gone {
                 tracing::info!(disk = seat.disk.path(), idle, gone, "released");
                 self.forget(&seat);

@@ -89,7 +89,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
         if due {
             swept = Instant::now();
         }
-        if (due || changed) && backups.slots.sweep(changed) > 0 {
+        if (due || changed) && backups.slots.sweep() > 0 {
             read::free_spare_buffers();
             sys::trim_memory();
         }

@@ -121,6 +121,26 @@ pub enum Extent {
     },
 }
 
+impl Extent {
+    /// Appends it to `out`, joined with the last one where it goes on from there.
+    fn append_to(self, out: &mut Vec<Self>) {
+        match (out.last_mut(), &self) {
+            (Some(Self::Hole { len }), Self::Hole { len: more })
+            | (Some(Self::Decode { len }), Self::Decode { len: more }) => {
+                *len = len.saturating_add(*more);
+            }
+            (
+                Some(Self::Volume { offset, len }),
+                Self::Volume {
+                    offset: next,
+                    len: more,
+                },
+            ) if offset.checked_add(*len) == Some(*next) => *len = len.saturating_add(*more),
+            _ => out.push(self),
+        }
+    }
+}
+
 /// What a file system says of itself.
 #[derive(Debug, Clone, Default)]
 pub struct Description {

@@ -127,6 +127,11 @@ impl AttachedDisk {
         let mut volumes = Vec::new();
         for volume in found {
             if matches!(volume.content, Content::NoFiles(_)) {
+                // Without another disk it would not be known that it holds none, and
+                // it would have numbers.
+                if volume.across.is_some() {
+                    numbers.take(&volume, None);
+                }
                 continue;
             }
             let devices = volume.mapping.devices();
@@ -290,6 +295,9 @@ impl AttachedDisk {
     }
 }
 
+/// Whether a file system that could not be opened can never be: what is wrong lies
+/// on the disk. A record that is not there is such a thing as well, and one that is
+/// too large.
 fn is_lasting(error: &Error) -> bool {
     matches!(
         error,
@@ -297,6 +305,10 @@ fn is_lasting(error: &Error) -> bool {
             | Error::Unsupported { .. }
             | Error::Locked { .. }
             | Error::Invalid(_)
+            | Error::NotFound { .. }
+            | Error::NotADirectory { .. }
+            | Error::IsADirectory { .. }
+            | Error::TooLarge { .. }
     )
 }
 
@@ -330,5 +342,52 @@ fn open_file_system(
             what: what(),
             reason: reason.clone(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk in memory.
+    struct Memory(Vec<u8>);
+
+    impl BlockRead for Memory {
+        fn size(&self) -> u64 {
+            self.0.len() as u64
+        }
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+            let at = usize::try_from(offset).unwrap();
+            buf.copy_from_slice(&self.0[at..at + buf.len()]);
+            Ok(())
+        }
+    }
+
+    /// An NTFS whose table of files was overwritten with zeros is a damaged volume,
+    /// and no reason to show none of its neighbours.
+    #[test]
+    fn a_volume_that_has_lost_its_table_is_lasting() {
+        let mut disk = vec![0; 1 << 20];
+        let mut put = |at: usize, bytes: &[u8]| disk[at..at + bytes.len()].copy_from_slice(bytes);
+        put(3, b"NTFS    ");
+        put(0x0b, &512_u16.to_le_bytes());
+        put(0x0d, &[8]);
+        put(0x28, &2047_u64.to_le_bytes());
+        put(0x30, &4_u64.to_le_bytes());
+        put(0x38, &100_u64.to_le_bytes());
+        put(0x40, &[0xf6, 0, 0, 0, 1]);
+        put(510, &[0x55, 0xaa]);
+        let disk: Arc<dyn BlockRead> = Arc::new(Memory(disk));
+        let volumes = volume::detect(&disk).unwrap();
+        let [volume] = volumes.as_slice() else {
+            panic!("{volumes:?}");
+        };
+        assert_eq!(volume.content, Content::FileSystem("ntfs".into()));
+        let reader = VolumeReader::new(volume.mapping.clone(), vec![disk]);
+        let options = filesystem::Options::default();
+        let error = open_file_system(volume, &Arc::new(reader), &options).err();
+        let error = error.expect("there is nothing to open");
+        assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
+        assert!(is_lasting(&error));
     }
 }

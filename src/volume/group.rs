@@ -34,6 +34,16 @@ pub(super) struct Group {
     pub(super) first: Option<u64>,
 }
 
+impl Group {
+    /// The groups that it lies on.
+    fn inner(&self) -> impl Iterator<Item = usize> {
+        self.parts.iter().filter_map(|part| match part {
+            On::Group(index) => Some(*index),
+            On::Disk(_) => None,
+        })
+    }
+}
+
 /// All groups, each after those that its parts lie on.
 #[derive(Debug, Default)]
 pub(super) struct Groups(Vec<Group>);
@@ -76,26 +86,18 @@ impl Groups {
     /// Where each group is shown, in their order.
     pub(super) fn places(&self, devices: &Devices<'_>) -> Vec<Shown> {
         let touched = self.touched();
+        let across = self.across(&touched);
         let mut shown: Vec<Shown> = Vec::with_capacity(self.0.len());
-        let mut groups = 0_u32;
-        for (group, disks) in self.0.iter().zip(&touched) {
-            let parents = || {
-                group.parts.iter().filter_map(|part| match part {
-                    On::Group(index) => shown.get(*index),
-                    On::Disk(_) => None,
-                })
-            };
+        let own = self.own_numbers(&across);
+        let groups = u32::try_from(own.iter().flatten().count()).unwrap_or(u32::MAX);
+        for (index, (group, disks)) in self.0.iter().zip(&touched).enumerate() {
+            let parents = || group.inner().filter_map(|index| shown.get(index));
             let home = disks.iter().min_by_key(|device| devices.index(**device));
             let here = home == Some(&0);
-            let across = group.lacks
-                || disks.iter().any(|device| *device != 0)
-                || parents().any(|parent| parent.group.is_some());
-            let own = group.parts.contains(&On::Disk(0));
-            let mut number = parents().filter_map(|parent| parent.group).min();
-            if across && own {
-                number = Some(number.unwrap_or(groups).min(groups));
-                groups = groups.saturating_add(1);
-            }
+            // What lies on another group has that one's number.
+            let inherited = parents().filter_map(|parent| parent.group).min();
+            let own = own.get(index).copied().flatten();
+            let number = inherited.into_iter().chain(own).min();
             // A link to what lies on it leads to the same place.
             let linked = parents().any(|parent| parent.link.is_some());
             let link = (!here && !linked && disks.contains(&0))
@@ -103,14 +105,43 @@ impl Groups {
             shown.push(Shown {
                 here,
                 link,
-                group: number.filter(|_| across),
-                across: None,
+                group: number,
+                across: number.map(|group| Across { group, groups }),
             });
         }
-        for place in &mut shown {
-            place.across = place.group.map(|group| Across { group, groups });
-        }
         shown
+    }
+
+    /// Whether each lies on several disks, or should.
+    fn across(&self, touched: &[BTreeSet<usize>]) -> Vec<bool> {
+        let mut all: Vec<bool> = Vec::with_capacity(self.0.len());
+        for (group, disks) in self.0.iter().zip(touched) {
+            let mut inner = group.inner().filter_map(|index| all.get(index));
+            let inner = inner.any(|across| *across);
+            all.push(group.lacks || inner || disks.iter().any(|device| *device != 0));
+        }
+        all
+    }
+
+    /// The numbers of those across disks that have a part on device 0 itself: by
+    /// where that part lies. The order in which they were found would depend on what
+    /// is on the disks before this one.
+    fn own_numbers(&self, across: &[bool]) -> Vec<Option<u32>> {
+        let mut own: Vec<usize> = (0..self.0.len())
+            .filter(|index| across.get(*index) == Some(&true))
+            .filter(|index| {
+                let group = self.0.get(*index);
+                group.is_some_and(|group| group.parts.contains(&On::Disk(0)))
+            })
+            .collect();
+        own.sort_by_key(|index| self.0.get(*index).and_then(|group| group.first));
+        let mut numbers = vec![None; self.0.len()];
+        for (number, index) in (0_u32..).zip(own) {
+            if let Some(place) = numbers.get_mut(index) {
+                *place = Some(number);
+            }
+        }
+        numbers
     }
 }
 

@@ -9,7 +9,7 @@
 #![deny(clippy::arithmetic_side_effects)]
 
 use crate::error::{Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A piece of a volume on a device.
@@ -97,6 +97,9 @@ pub struct Mapping {
     /// What the devices of the segments are: other mappings, or the disks
     /// themselves where there are none.
     under: Option<Arc<[Mapping]>>,
+    /// See [`Mapping::first_on`], by disk. Kept, because below may lie many others,
+    /// and others below those.
+    firsts: Arc<BTreeMap<usize, u64>>,
 }
 
 impl Mapping {
@@ -112,6 +115,7 @@ impl Mapping {
             segments: Arc::from([(len, segment)]),
             size: len,
             under: None,
+            firsts: Arc::new(BTreeMap::from([(device, offset)])),
         }
     }
 
@@ -122,6 +126,13 @@ impl Mapping {
     /// `Corrupt` if a segment or the whole is too long to count, or if a
     /// striped one has no cells or empty stripes.
     pub fn from_segments(segments: impl IntoIterator<Item = Segment>) -> Result<Self> {
+        let (segments, size) = Self::lined_up(segments)?;
+        Ok(Self::new(segments, size, None))
+    }
+
+    /// The segments that are not empty, each with the byte that it ends before; and
+    /// their length.
+    fn lined_up(segments: impl IntoIterator<Item = Segment>) -> Result<(Vec<(u64, Segment)>, u64)> {
         let bad = |reason| Error::corrupt("the layout of a volume", reason);
         let mut size = 0_u64;
         let mut list = Vec::new();
@@ -137,11 +148,32 @@ impl Mapping {
                 .ok_or_else(|| bad("it is too long"))?;
             list.push((size, segment));
         }
-        Ok(Self {
-            segments: list.into(),
+        Ok((list, size))
+    }
+
+    fn new(segments: Vec<(u64, Segment)>, size: u64, under: Option<Arc<[Self]>>) -> Self {
+        let mut firsts = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        for place in segments.iter().flat_map(|(_, s)| s.layout.places()) {
+            if !seen.insert(place.device) {
+                continue;
+            }
+            match &under {
+                None => drop(firsts.insert(place.device, place.offset)),
+                Some(under) => {
+                    let inner = under.get(place.device).map(|inner| &*inner.firsts);
+                    for (device, at) in inner.into_iter().flatten() {
+                        firsts.entry(*device).or_insert(*at);
+                    }
+                }
+            }
+        }
+        Self {
+            segments: segments.into(),
             size,
-            under: None,
-        })
+            under,
+            firsts: Arc::new(firsts),
+        }
     }
 
     /// The volume that `segments` make up on other volumes: their devices are
@@ -152,10 +184,10 @@ impl Mapping {
     /// end of what it lies on.
     pub fn over(segments: impl IntoIterator<Item = Segment>, under: &[Self]) -> Result<Self> {
         let outside = || Error::corrupt("the layout of a volume", "it reaches past a device's end");
-        let whole = Self::from_segments(segments)?;
-        let mut flat = Vec::with_capacity(whole.segments.len());
+        let (whole, size) = Self::lined_up(segments)?;
+        let mut flat = Vec::with_capacity(whole.len());
         let mut is_flat = true;
-        for (end, segment) in whole.segments.iter() {
+        for (end, segment) in &whole {
             let ends = segment.ends().ok_or_else(outside)?;
             let mut own = segment.clone();
             for (place, end) in own.layout.places_mut().iter_mut().zip(ends) {
@@ -171,15 +203,9 @@ impl Mapping {
             flat.push((*end, own));
         }
         Ok(if is_flat {
-            Self {
-                segments: flat.into(),
-                ..whole
-            }
+            Self::new(flat, size, None)
         } else {
-            Self {
-                under: Some(under.into()),
-                ..whole
-            }
+            Self::new(whole, size, Some(under.into()))
         })
     }
 
@@ -223,26 +249,12 @@ impl Mapping {
     /// The first place on disk `device` that anything of the volume lies at, in the
     /// volume's order; of one over other volumes, where that one below begins.
     pub fn first_on(&self, device: usize) -> Option<u64> {
-        let places = self.segments.iter().flat_map(|(_, s)| s.layout.places());
-        let mut places = places.filter_map(|place| match &self.under {
-            None => (place.device == device).then_some(place.offset),
-            Some(under) => under.get(place.device)?.first_on(device),
-        });
-        places.next()
+        self.firsts.get(&device).copied()
     }
 
     /// The disks that it lies on.
     pub fn devices(&self) -> BTreeSet<usize> {
-        let places = self.segments.iter().flat_map(|(_, s)| s.layout.places());
-        let own: BTreeSet<usize> = places.map(|place| place.device).collect();
-        match &self.under {
-            None => own,
-            Some(under) => own
-                .into_iter()
-                .filter_map(|index| under.get(index))
-                .flat_map(Self::devices)
-                .collect(),
-        }
+        self.firsts.keys().copied().collect()
     }
 
     /// Appends the runs that hold bytes `offset..offset + len`, in order,

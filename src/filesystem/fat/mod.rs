@@ -240,15 +240,8 @@ impl Fat {
             let place = self.volume.geometry.offset(number).saturating_add(skipped);
             let more = cluster.saturating_sub(skipped).min(end.saturating_sub(at));
             at = at.saturating_add(more);
-            match out.last_mut() {
-                Some(Extent::Volume { offset, len }) if offset.checked_add(*len) == Some(place) => {
-                    *len = len.saturating_add(more);
-                }
-                _ => out.push(Extent::Volume {
-                    offset: place,
-                    len: more,
-                }),
-            }
+            let (offset, len) = (place, more);
+            Extent::Volume { offset, len }.append_to(out);
         }
         Ok(())
     }
@@ -316,7 +309,7 @@ impl FileSystem for Fat {
         }
         let hole = end.saturating_sub(written.max(offset));
         if hole > 0 {
-            out.push(Extent::Hole { len: hole });
+            Extent::Hole { len: hole }.append_to(out);
         }
         Ok(())
     }

@@ -289,32 +289,26 @@ impl Stream {
                     Unit::Compressed(_) => Some(Extent::Decode { len }),
                 };
                 if let Some(extent) = extent {
-                    push(out, extent);
+                    extent.append_to(out);
                     at = until;
                     continue;
                 }
             }
             for (place, len) in self.stretches(volume, runs, at, until.saturating_sub(at)) {
                 at = at.saturating_add(len);
-                push(
-                    out,
-                    match place {
-                        Some(offset) => Extent::Volume { offset, len },
-                        None => Extent::Hole { len },
-                    },
-                );
+                let extent = match place {
+                    Some(offset) => Extent::Volume { offset, len },
+                    None => Extent::Hole { len },
+                };
+                extent.append_to(out);
             }
             if at < until {
                 return Err(self.cut_short());
             }
         }
         if at < end {
-            push(
-                out,
-                Extent::Hole {
-                    len: end.saturating_sub(at),
-                },
-            );
+            let len = end.saturating_sub(at);
+            Extent::Hole { len }.append_to(out);
         }
         Ok(())
     }
@@ -397,23 +391,5 @@ impl Stream {
         } else {
             Err(self.cut_short())
         }
-    }
-}
-
-/// Appends an extent, joined with the one before where they meet.
-fn push(out: &mut Vec<Extent>, extent: Extent) {
-    match (out.last_mut(), &extent) {
-        (Some(Extent::Hole { len }), Extent::Hole { len: more })
-        | (Some(Extent::Decode { len }), Extent::Decode { len: more }) => {
-            *len = len.saturating_add(*more);
-        }
-        (
-            Some(Extent::Volume { offset, len }),
-            Extent::Volume {
-                offset: next,
-                len: more,
-            },
-        ) if offset.checked_add(*len) == Some(*next) => *len = len.saturating_add(*more),
-        _ => out.push(extent),
     }
 }

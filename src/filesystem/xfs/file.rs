@@ -15,28 +15,6 @@ const MAX_TARGET: u64 = 1024;
 /// Bytes before a piece of a target in a block (`struct xfs_dsymlink_hdr`).
 const HEAD: usize = 56;
 
-/// Appends an extent, joined with the last one if it goes on from it.
-fn push(out: &mut Vec<Extent>, start: usize, next: Extent) {
-    let last = if out.len() > start {
-        out.last_mut()
-    } else {
-        None
-    };
-    match (last, &next) {
-        (Some(Extent::Hole { len }), Extent::Hole { len: more }) => {
-            *len = len.saturating_add(*more);
-        }
-        (
-            Some(Extent::Volume { offset, len }),
-            Extent::Volume {
-                offset: at,
-                len: more,
-            },
-        ) if offset.saturating_add(*len) == *at => *len = len.saturating_add(*more),
-        _ => out.push(next),
-    }
-}
-
 impl Xfs {
     /// See [`crate::filesystem::FileSystem::extents`].
     pub(super) fn file_extents(
@@ -59,14 +37,13 @@ impl Xfs {
         let superblock = &self.store.superblock;
         let block_size = superblock.block_size();
         let blocks = offset.wrapping_shr(superblock.block_bits)..end.div_ceil(block_size.max(1));
-        let known = out.len();
         let mut at = offset;
         self.runs(inode, &inode.data()?, blocks, &mut |run| {
             let start = superblock.bytes(run.logical).max(offset);
             let stop = superblock.bytes(run.end()).min(end);
             if start > at {
                 let len = start.saturating_sub(at);
-                push(out, known, Extent::Hole { len });
+                Extent::Hole { len }.append_to(out);
             }
             let len = stop.saturating_sub(start);
             let skip = start.saturating_sub(superblock.bytes(run.logical));
@@ -76,13 +53,13 @@ impl Xfs {
                 let offset = superblock.bytes(run.physical).saturating_add(skip);
                 Extent::Volume { offset, len }
             };
-            push(out, known, next);
+            next.append_to(out);
             at = stop;
             ControlFlow::Continue(())
         })?;
         if at < end {
             let len = end.saturating_sub(at);
-            push(out, known, Extent::Hole { len });
+            Extent::Hole { len }.append_to(out);
         }
         Ok(())
     }

@@ -38,6 +38,9 @@ impl Detection {
     }
 
     pub(super) fn area(&mut self, area: &Area) -> Result<()> {
+        if self.is_full() {
+            return Ok(());
+        }
         let reader = self.reader(&area.mapping);
         let head = Head::read(&reader)?;
         if let Some(superblock) = md::Superblock::find_first(&head)? {
@@ -105,6 +108,9 @@ impl Detection {
 
     fn partitions(&mut self, area: &Area, table: &Table) -> Result<()> {
         for partition in &table.partitions {
+            if self.is_full() {
+                break;
+            }
             self.partition(area, partition)?;
         }
         Ok(())

@@ -23,8 +23,9 @@ use std::sync::Arc;
 
 /// Arrays within arrays.
 const MAX_NESTED: usize = 3;
-/// Volumes of one search; what is found after them is left out.
-const MAX_FOUND: usize = 16_384;
+/// Volumes of one search, parts of larger things included; what is found after them
+/// is left out. Bounds all that is kept for parts.
+const MAX_FOUND: usize = 4096;
 
 /// A search.
 pub(super) struct Detection {
@@ -144,7 +145,7 @@ impl Detection {
     }
 
     fn push_at(&mut self, on: On, first: Option<u64>, volume: Volume, part: Option<Part>) {
-        if self.found.len() < MAX_FOUND {
+        if !self.is_full() {
             self.found.push(Found {
                 on,
                 first,
@@ -152,6 +153,11 @@ impl Detection {
                 part,
             });
         }
+    }
+
+    /// Whether no more may be found.
+    fn is_full(&self) -> bool {
+        self.found.len() >= MAX_FOUND
     }
 
     fn reader(&self, mapping: &Mapping) -> VolumeReader {
@@ -249,19 +255,17 @@ impl Detection {
 
     /// Puts the volume groups together, and looks at their logical volumes.
     fn logical_volumes(&mut self) -> Result<()> {
-        let parts: Vec<Part> = self.found.iter().filter_map(|found| found.part).collect();
-        for part in parts {
-            if let Part::Pv(index) = part
-                && let Some(reason) = self.pvs.unknown(index, &self.absence)
-            {
-                self.lose(&[part], "an LVM volume group", &reason);
-            }
+        for (index, reason) in self.pvs.unknown(&self.absence) {
+            self.lose(&[Part::Pv(index)], "an LVM volume group", &reason);
         }
         for vg in self.pvs.groups(&self.absence) {
             let parts: Vec<Part> = vg.members.into_iter().map(Part::Pv).collect();
             let what = format!("the LVM volume group {}", vg.name);
             let on = On::Group(self.group(&vg.name, what, &parts, vg.missing > 0));
             for lv in vg.volumes {
+                if self.is_full() {
+                    break;
+                }
                 self.logical_volume(on, lv)?;
             }
         }
@@ -315,7 +319,10 @@ impl Detection {
             self.absence
         );
         self.lose(&lost, "Windows dynamic volumes", &reason);
-        for found in self.dynamic.volumes(&self.absence) {
+        for found in self.dynamic.volumes(&self.absence)? {
+            if self.is_full() {
+                break;
+            }
             let on = |(disk, at): &(usize, u64)| Some((*self.dynamic_disks.get(*disk)?, *at));
             let places: Vec<(On, u64)> = found.disks.iter().filter_map(on).collect();
             let own = places.iter().find(|(on, _)| *on == On::Disk(0));

@@ -9,12 +9,15 @@
 
 use crate::error::Result;
 use crate::volume::head::{Head, array, be16, be32, is};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// LDM counts in sectors of 512 bytes.
 pub(super) const SECTOR: u64 = 512;
-/// The most that is read of a database, in bytes; Windows makes 1 MiB.
-const MAX_CONFIG: u64 = 4 << 20;
+/// The most that is read of a database, in bytes: what Windows makes.
+const MAX_CONFIG: u64 = 1 << 20;
+/// The smallest block of a record, in bytes: what Windows makes. Bounds the number
+/// of records to 8192.
+const MIN_BLOCK: usize = 128;
 /// Where tables of contents stand in the database, in sectors.
 const CONTENTS: [u64; 4] = [2, 1, 2046, 2045];
 
@@ -153,7 +156,7 @@ impl Database {
         is(b, 0, b"VMDB").then_some(())?;
         let each = usize::try_from(be32(b, 8)?).ok()?;
         let first = usize::try_from(be32(b, 12)?).ok()?;
-        if !(32..=4096).contains(&each) {
+        if !(MIN_BLOCK..=4096).contains(&each) {
             return None;
         }
         let mut all = Self {
@@ -188,7 +191,11 @@ impl Database {
             && told(137)? == all.components.len()
             && told(141)? == all.partitions.len()
             && told(145)? == all.disks.len();
-        complete.then_some(all)
+        // Two of the same number would each have all that belongs to either.
+        let unique = all_differ(all.volumes.iter().map(|volume| volume.id))
+            && all_differ(all.components.iter().map(|component| component.id))
+            && all_differ(all.disks.iter().map(|disk| disk.id));
+        (complete && unique).then_some(all)
     }
 
     /// Takes one record; `None` if it cannot be read.
@@ -267,6 +274,12 @@ impl Database {
         }
         Some(())
     }
+}
+
+fn all_differ(ids: impl Iterator<Item = u64>) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut ids = ids;
+    ids.all(|id| seen.insert(id))
 }
 
 /// The fields of a record, one after the other.

@@ -9,11 +9,15 @@ mod database;
 
 use super::mapping::{Layout, Mapping, Place, Segment};
 use super::raid::{self, MAX_MEMBERS, Unmapped};
+use crate::error::Result;
+use crate::image::patience;
 use database::{Component, Kind, Partition};
 pub(super) use database::{Database, Header};
 
 /// Volumes of one group that are listed at most.
 const MAX_VOLUMES: usize = 1024;
+/// Groups whose database is kept: 2 MiB each. A machine has one.
+const MAX_GROUPS: usize = 16;
 
 /// A disk that was found.
 struct Found {
@@ -65,10 +69,12 @@ impl Groups {
         let Some(database) = database else {
             return index;
         };
+        let is_full = self.databases.len() >= MAX_GROUPS;
         let known = |known: &&mut Database| known.group == database.group;
         match self.databases.iter_mut().find(known) {
             Some(known) if known.sequence >= database.sequence => {}
             Some(known) => *known = database,
+            None if is_full => {}
             None => self.databases.push(database),
         }
         index
@@ -84,14 +90,18 @@ impl Groups {
 
     /// The volumes of all groups. `absence` says where a disk was looked for in
     /// vain.
-    pub(super) fn volumes(&self, absence: &str) -> Vec<LdmVolume> {
-        self.databases
-            .iter()
-            .flat_map(|database| {
-                let volumes = database.volumes.iter().take(MAX_VOLUMES);
-                volumes.map(|volume| self.volume(database, volume, absence))
-            })
-            .collect()
+    ///
+    /// # Errors
+    /// That it takes too long.
+    pub(super) fn volumes(&self, absence: &str) -> Result<Vec<LdmVolume>> {
+        let mut all = Vec::new();
+        for database in &self.databases {
+            for volume in database.volumes.iter().take(MAX_VOLUMES) {
+                patience::spend()?;
+                all.push(self.volume(database, volume, absence));
+            }
+        }
+        Ok(all)
     }
 
     fn volume(&self, database: &Database, volume: &database::Volume, absence: &str) -> LdmVolume {
@@ -127,7 +137,9 @@ impl Groups {
         let first = outcomes.next();
         let mapping = match first {
             None => Err("the database of the Windows dynamic disk contradicts itself".into()),
-            Some(Err(reason)) => outcomes.find(Result::is_ok).unwrap_or(Err(reason)),
+            Some(Err(reason)) => outcomes
+                .find(|outcome| outcome.is_ok())
+                .unwrap_or(Err(reason)),
             Some(mapping) => mapping,
         };
         LdmVolume {

@@ -2,6 +2,7 @@
 #![deny(clippy::arithmetic_side_effects)]
 
 use super::text::Section;
+use std::collections::HashSet;
 
 /// LVM2 counts in sectors of 512 bytes, whatever the disk's are.
 const SECTOR: u64 = 512;
@@ -67,6 +68,9 @@ pub(super) struct LvSegment {
     pub(super) images: Vec<String>,
     /// Copies of each chunk of a RAID10.
     pub(super) copies: u64,
+    /// Extents that a RAID keeps for being given another shape; 0 before the first
+    /// time.
+    pub(super) reshape: u64,
 }
 
 #[derive(Debug)]
@@ -114,12 +118,16 @@ impl Group {
             .saturating_mul(self.extent)
     }
 
-    /// Whether `lv` is a user's: not internal. Of a snapshot, the store is what
+    /// The volumes that are a user's: not internal. Of a snapshot, the store is what
     /// a user sees by its name; a volume without a store stands for the two.
-    pub(super) fn shows(&self, lv: &Lv) -> bool {
-        let is =
-            |name: fn(&Snapshot) -> &String| self.snapshots.iter().any(|s| *name(s) == lv.name);
-        !is(|s| &s.name) && (lv.visible || is(|s| &s.store))
+    pub(super) fn shown(&self) -> impl Iterator<Item = &Lv> {
+        let all = |name: fn(&Snapshot) -> &String| -> HashSet<&String> {
+            self.snapshots.iter().map(name).collect()
+        };
+        let (snapshots, stores) = (all(|s| &s.name), all(|s| &s.store));
+        self.lvs.iter().filter(move |lv| {
+            !snapshots.contains(&lv.name) && (lv.visible || stores.contains(&lv.name))
+        })
     }
 
     /// Why the bytes of `lv` are not those that a guest sees there, if it is a
@@ -211,6 +219,7 @@ fn segment(segment: &Section<'_>) -> Option<LvSegment> {
         stripes,
         images,
         copies: segment.number("data_copies").unwrap_or(2),
+        reshape: segment.number("reshape_count").unwrap_or(0),
     })
 }
 

@@ -6,10 +6,11 @@
 #![deny(clippy::arithmetic_side_effects)]
 
 use super::Pv;
-use super::group::{Group, Lv, LvSegment};
+use super::group::{Group, Lv, LvSegment, PvEntry};
 use crate::volume::mapping::{Layout, Mapping, Place, Segment};
 use crate::volume::raid::{self, Copies, Mapped, Unmapped};
 use std::cell::Cell;
+use std::collections::HashMap;
 
 /// Logical volumes within logical volumes; LVM2 itself needs three.
 const MAX_DEPTH: usize = 4;
@@ -18,10 +19,15 @@ const MAX_IMAGES: u32 = 50_000;
 
 type Reason<T> = std::result::Result<T, String>;
 
-/// The layouts of a group's volumes.
+/// The layouts of a group's volumes. Names are looked up in maps: a group may have
+/// many thousands of each, and a segment names many.
 pub(super) struct Layouts<'a> {
-    pvs: &'a [Pv],
-    group: &'a Group,
+    /// What was found, by UUID; of copies the first.
+    found: HashMap<&'a str, &'a Pv>,
+    /// What the group has, by name; of several the first.
+    pvs: HashMap<&'a str, &'a PvEntry>,
+    lvs: HashMap<&'a str, &'a Lv>,
+    extent: u64,
     absence: &'a str,
     /// Of [`MAX_IMAGES`].
     left: Cell<u32>,
@@ -61,8 +67,10 @@ fn level(kind: &str) -> Option<(u32, u32)> {
 impl<'a> Layouts<'a> {
     pub(super) fn new(pvs: &'a [Pv], group: &'a Group, absence: &'a str) -> Self {
         Self {
-            pvs,
-            group,
+            found: by(pvs, |pv| &pv.id),
+            pvs: by(&group.pvs, |pv| &pv.name),
+            lvs: by(&group.lvs, |lv| &lv.name),
+            extent: group.extent,
             absence,
             left: Cell::new(MAX_IMAGES),
         }
@@ -71,7 +79,7 @@ impl<'a> Layouts<'a> {
     /// The logical volume `name`, as a part of another one at `depth`.
     fn part(&self, name: &str, depth: usize) -> Option<&'a Lv> {
         self.left.set(self.left.get().checked_sub(1)?);
-        let part = self.group.lvs.iter().find(|lv| lv.name == name);
+        let part = self.lvs.get(name).copied();
         part.filter(|_| depth < MAX_DEPTH)
     }
 
@@ -87,10 +95,10 @@ impl<'a> Layouts<'a> {
         };
         lv.segments.iter().find_map(|segment| {
             let stripes = segment.stripes.iter().find_map(|(name, extent)| {
-                match self.group.pvs.iter().find(|pv| pv.name == *name) {
+                match self.pvs.get(name.as_str()) {
                     Some(entry) => {
-                        let pv = self.pvs.iter().find(|pv| pv.id == entry.id)?;
-                        let at = extent.checked_mul(self.group.extent)?;
+                        let pv = self.found.get(entry.id.as_str())?;
+                        let at = extent.checked_mul(self.extent)?;
                         pv.mapping
                             .first_on(0)?
                             .checked_add(at)?
@@ -138,8 +146,7 @@ impl<'a> Layouts<'a> {
         under: &mut Vec<Mapping>,
     ) -> Reason<Segment> {
         let damaged = || Self::damaged(lv);
-        let extent = self.group.extent;
-        let len = segment.count.checked_mul(extent).ok_or_else(damaged)?;
+        let len = segment.count.checked_mul(self.extent).ok_or_else(damaged)?;
         if let Some((level, layout)) = level(&segment.kind) {
             return self.raid(lv, segment, (level, layout, len), depth, under);
         }
@@ -183,6 +190,13 @@ impl<'a> Layouts<'a> {
         let damaged = || Self::damaged(lv);
         if segment.images.len() > raid::MAX_MEMBERS {
             return Err(damaged());
+        }
+        // Where data begins on the images is told by these alone.
+        if segment.reshape > 0 {
+            return Err(format!(
+                "the LVM RAID {} has been given another shape; such ones are not read",
+                lv.name
+            ));
         }
         let mut reasons = Vec::new();
         let mut each = u64::MAX;
@@ -246,13 +260,13 @@ impl<'a> Layouts<'a> {
         depth: usize,
         under: &mut Vec<Mapping>,
     ) -> Reason<Place> {
-        let Some(entry) = self.group.pvs.iter().find(|pv| pv.name == name) else {
-            if !self.group.lvs.iter().any(|lv| lv.name == name) {
+        let Some(entry) = self.pvs.get(name) else {
+            if !self.lvs.contains_key(name) {
                 return Err(format!(
                     "the LVM metadata names a physical volume {name} that it does not list"
                 ));
             }
-            let offset = extent.checked_mul(self.group.extent);
+            let offset = extent.checked_mul(self.extent);
             let place = Place {
                 device: under.len(),
                 offset: offset.ok_or("the LVM metadata contradicts itself")?,
@@ -260,12 +274,8 @@ impl<'a> Layouts<'a> {
             under.push(self.image(name, depth)?);
             return Ok(place);
         };
-        let found = self
-            .pvs
-            .iter()
-            .find(|pv| pv.id == entry.id)
-            .filter(|_| !entry.missing);
-        let Some(pv) = found else {
+        let found = self.found.get(entry.id.as_str());
+        let Some(pv) = found.filter(|_| !entry.missing) else {
             return Err(format!(
                 "it needs the LVM physical volume {name} (last seen as {}, UUID {}), which is {}",
                 entry.device, entry.uuid, self.absence
@@ -275,10 +285,8 @@ impl<'a> Layouts<'a> {
             extent
                 .checked_add(count)
                 .filter(|end| *end <= entry.count)?;
-            let at = extent
-                .checked_mul(self.group.extent)?
-                .checked_add(entry.start)?;
-            let end = at.checked_add(count.checked_mul(self.group.extent)?)?;
+            let at = extent.checked_mul(self.extent)?.checked_add(entry.start)?;
+            let end = at.checked_add(count.checked_mul(self.extent)?)?;
             (end <= pv.mapping.size()).then_some(at)
         };
         let offset = range().ok_or_else(|| {
@@ -288,6 +296,14 @@ impl<'a> Layouts<'a> {
         under.push(pv.mapping.clone());
         Ok(Place { device, offset })
     }
+}
+
+fn by<'a, T>(all: &'a [T], key: impl Fn(&'a T) -> &'a str) -> HashMap<&'a str, &'a T> {
+    let mut map = HashMap::with_capacity(all.len());
+    for one in all {
+        map.entry(key(one)).or_insert(one);
+    }
+    map
 }
 
 #[cfg(test)]
@@ -316,6 +332,70 @@ mod tests {
         for lv in &group.lvs {
             assert!(layouts.mapping(lv).is_err() && layouts.first(lv).is_none());
         }
+        assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+    }
+
+    /// After a reshape the images hold more than the data, before or after it.
+    #[test]
+    fn a_reshaped_raid_is_not_read() {
+        let image = |name: &str, start: u64| {
+            format!(
+                "{name} {{\nsegment_count = 1\ns {{ start_extent = 0 extent_count = 8 \
+                 type = \"striped\" stripes = [\"pv0\", {start}] }} }}\n"
+            )
+        };
+        let text = |reshape: &str| {
+            format!(
+                "vg0 {{\nid = \"a\"\nseqno = 1\nextent_size = 8\nphysical_volumes {{\n\
+                 pv0 {{ id = \"b\" pe_start = 8 pe_count = 100 }} }}\nlogical_volumes {{\n\
+                 lv {{\nstatus = [\"VISIBLE\"]\nsegment_count = 1\ns {{ start_extent = 0 \
+                 extent_count = 16 type = \"raid5_ls\" stripe_size = 8 {reshape} \
+                 raids = [\"m\", \"i0\", \"m\", \"i1\", \"m\", \"i2\"] }} }}\n{}{}{} }} }}",
+                image("i0", 0),
+                image("i1", 8),
+                image("i2", 16)
+            )
+        };
+        let pvs = [Pv {
+            id: "b".into(),
+            mapping: Mapping::linear(0, 0, 1 << 20),
+            damaged: false,
+            in_use: true,
+        }];
+        let mapping = |text: &str| {
+            let group = Group::parse(text.as_bytes()).unwrap();
+            Layouts::new(&pvs, &group, "nowhere").mapping(&group.lvs[0])
+        };
+        assert_eq!(mapping(&text("")).unwrap().size(), 16 * 4096);
+        let why = mapping(&text("reshape_count = 1")).unwrap_err();
+        assert!(why.contains("another shape"), "{why}");
+    }
+
+    /// As many names as a text may have, each looked up among as many others.
+    #[test]
+    fn many_names_are_found_soon() {
+        let mut text =
+            "vg0 {\nid = \"a\"\nseqno = 1\nextent_size = 8\nphysical_volumes {\n".to_owned();
+        for number in 0..50_000 {
+            text += &format!("p{number} {{ id = \"{number}\" pe_start = 1 pe_count = 1 }}\n");
+        }
+        text += "}\nlogical_volumes {\n";
+        for number in 0..1000 {
+            text += &format!(
+                "l{number} {{\nsegment_count = 1\ns {{ start_extent = 0 extent_count = 100 \
+                 type = \"striped\" stripes = [{}] }} }}\n",
+                "\"p49999\", 1,".repeat(100)
+            );
+        }
+        text += "s0 { s { type = \"snapshot\" origin = \"l1\" cow_store = \"l2\" } }\n}\n}\n";
+        let group = Group::parse(text.as_bytes()).unwrap();
+        let began = std::time::Instant::now();
+        let layouts = Layouts::new(&[], &group, "nowhere");
+        for lv in &group.lvs {
+            assert!(layouts.mapping(lv).is_err() && layouts.first(lv).is_none());
+        }
+        let shown: Vec<&str> = group.shown().map(|lv| lv.name.as_str()).collect();
+        assert_eq!(shown, ["l2"]);
         assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
     }
 }

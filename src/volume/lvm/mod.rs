@@ -22,8 +22,8 @@ use std::collections::HashSet;
 
 /// Logical volumes that are listed at most.
 const MAX_LVS: usize = 1024;
-/// Metadata that is read of one disk at most, in bytes.
-const MAX_TEXTS: u64 = 64 << 20;
+/// Metadata that is read at most, in bytes; in memory it may take ten times as much.
+const MAX_TEXTS: u64 = 32 << 20;
 
 /// A physical volume that was found.
 struct Pv {
@@ -87,7 +87,7 @@ pub(super) enum State {
 
 impl Groups {
     /// Takes the physical volume with this head, which lies at `mapping`, and
-    /// returns its index for [`Self::membership`].
+    /// returns its index.
     pub(super) fn add(&mut self, head: &Head<'_>, mapping: &Mapping) -> Result<usize> {
         let label = Label::parse(head.bytes());
         let mut damaged = label.is_none();
@@ -142,22 +142,28 @@ impl Groups {
         }
     }
 
-    /// Why the group of the physical volume with this index is not known, if it
-    /// should be. `absence` says where its metadata was looked for in vain.
-    pub(super) fn unknown(&self, index: usize, absence: &str) -> Option<String> {
-        let pv = self.pvs.get(index)?;
-        let known = |group: &Group| group.pvs.iter().any(|p| p.id == pv.id);
-        if self.groups.iter().any(known) {
-            return None;
-        }
-        if pv.damaged {
-            return Some("the metadata of this LVM physical volume is damaged".into());
-        }
-        pv.in_use.then(|| {
-            format!(
-                "this LVM physical volume belongs to a volume group whose metadata is {absence}"
-            )
-        })
+    /// The physical volumes whose group is not known and should be, by their index,
+    /// and why it is not. `absence` says where metadata was looked for in vain.
+    pub(super) fn unknown(&self, absence: &str) -> Vec<(usize, String)> {
+        let listed = self.groups.iter().flat_map(|group| &group.pvs);
+        let known: HashSet<&str> = listed.map(|pv| pv.id.as_str()).collect();
+        let reason = |pv: &Pv| {
+            if known.contains(pv.id.as_str()) {
+                return None;
+            }
+            if pv.damaged {
+                return Some("the metadata of this LVM physical volume is damaged".into());
+            }
+            pv.in_use.then(|| {
+                format!(
+                    "this LVM physical volume belongs to a volume group whose metadata is {absence}"
+                )
+            })
+        };
+        (0_usize..)
+            .zip(&self.pvs)
+            .filter_map(|(index, pv)| Some((index, reason(pv)?)))
+            .collect()
     }
 
     /// All groups, with their visible logical volumes. `absence` says where a
@@ -165,19 +171,17 @@ impl Groups {
     pub(super) fn groups(&self, absence: &str) -> Vec<VolumeGroup> {
         let mut left = MAX_LVS;
         let mut all = Vec::new();
+        let found: HashSet<&str> = self.pvs.iter().map(|pv| pv.id.as_str()).collect();
         for group in &self.groups {
             // Copies of a physical volume are members too: the first is read.
-            let own = |id: &str| group.pvs.iter().any(|pv| pv.id == id);
-            let found = |id: &str| self.pvs.iter().any(|pv| pv.id == id);
+            let own: HashSet<&str> = group.pvs.iter().map(|pv| pv.id.as_str()).collect();
             let members: Vec<usize> = (0_usize..)
                 .zip(&self.pvs)
-                .filter_map(|(index, pv)| own(&pv.id).then_some(index))
+                .filter_map(|(index, pv)| own.contains(pv.id.as_str()).then_some(index))
                 .collect();
             let layouts = Layouts::new(&self.pvs, group, absence);
             let volumes: Vec<LogicalVolume> = group
-                .lvs
-                .iter()
-                .filter(|lv| group.shows(lv))
+                .shown()
                 .take(left)
                 .map(|lv| LogicalVolume {
                     name: format!("{}-{}", group.name, lv.name),
@@ -189,7 +193,9 @@ impl Groups {
             left = left.saturating_sub(volumes.len());
             all.push(VolumeGroup {
                 name: group.name.clone(),
-                missing: group.pvs.iter().filter(|pv| !found(&pv.id)).count(),
+                missing: (group.pvs.iter())
+                    .filter(|pv| !found.contains(pv.id.as_str()))
+                    .count(),
                 members,
                 volumes,
             });

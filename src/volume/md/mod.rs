@@ -81,7 +81,7 @@ impl Arrays {
             if let Role::Active(number) = superblock.role
                 && known
                 && superblock.events.saturating_add(1) >= newest.events
-                && let Some(place) = current.get_mut(number)
+                && let Some(place) = current.get_mut(usize::from(number))
                 && place.is_none()
             {
                 *place = Some(member);
@@ -94,7 +94,8 @@ impl Arrays {
                 format!("the Linux RAID array {name} cannot be read: {reason}")
             }
             Unmapped::Missing(number) => {
-                let stale = of().any(|m| m.superblock.role == Role::Active(number));
+                let stale = u16::try_from(number).map(Role::Active);
+                let stale = of().any(|m| stale == Ok(m.superblock.role));
                 let what = if stale {
                     "is out of date, and another is "
                 } else {

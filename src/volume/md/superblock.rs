@@ -20,7 +20,7 @@ const V0: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// It has the data of this number.
-    Active(usize),
+    Active(u16),
     /// It is a spare, failed, a journal, or being filled.
     Other,
 }
@@ -170,7 +170,7 @@ fn parse1(b: &[u8], at: u64, size: u64) -> Option<Superblock> {
         .map(|raw| {
             let role = le16(raw, 0).unwrap_or(u16::MAX);
             if role < 0xfffd {
-                Role::Active(usize::from(role))
+                Role::Active(role)
             } else {
                 Role::Other
             }
@@ -231,12 +231,9 @@ fn parse0(bytes: &[u8], at: u64) -> Option<Superblock> {
     let role = |disk: usize| {
         let first = disk.checked_mul(32)?.checked_add(128)?;
         let state = word(first.checked_add(4)?)?;
-        let number = usize::try_from(word(first.checked_add(3)?)?).ok()?;
-        Some(if state & SYNC != 0 && state & FAULTY == 0 {
-            Role::Active(number)
-        } else {
-            Role::Other
-        })
+        let number = u16::try_from(word(first.checked_add(3)?)?).ok();
+        let in_sync = state & SYNC != 0 && state & FAULTY == 0;
+        Some(number.filter(|_| in_sync).map_or(Role::Other, Role::Active))
     };
     let roles: Vec<Role> = (0..DISKS).map(role).collect::<Option<_>>()?;
     // `this_disk` stands behind all others.

@@ -224,6 +224,40 @@ fn what_is_missing_moves_nothing() {
     );
 }
 
+/// Nor on the order in which things are found, which the disks before decide.
+#[test]
+fn what_comes_before_moves_nothing() {
+    let images = [100, 100, 50].map(|mib| Image::new(mib * MIB));
+    let path = images[1].path().display().to_string();
+    let script = "label: gpt\nstart=2048,size=40M\nstart=100000,size=40M\n";
+    run_with("sfdisk", ["-q", &path], script);
+    let loops = vec![
+        Loop::part(&images[1], MIB, 40 * MIB),
+        Loop::new(&images[2], 512),
+        Loop::part(&images[1], 100_000 * 512, 40 * MIB),
+        Loop::new(&images[0], 512),
+    ];
+    let lvm = logical::Lvm::new(loops);
+    let all: Vec<&str> = lvm.loops.iter().map(|l| l.0.as_str()).collect();
+    for (group, pvs) in [("first", &all[..2]), ("second", &all[2..])] {
+        lvm.run("vgcreate", &[&["-s", "1M", group][..], pvs].concat());
+        lvm.create(group, "wide", &["-i2", "-I64k", "-L", "20M"]);
+    }
+    drop(lvm);
+    let mut backup = Backup::new(&images);
+    let numbers = |volumes: &[Volume]| {
+        let number = |prefix: &str| {
+            let mut named = volumes.iter().filter(|v| v.name.starts_with(prefix));
+            named.next().unwrap().across.unwrap()
+        };
+        [number("first"), number("second")]
+    };
+    let whole = numbers(&backup.look(1).0);
+    assert_ne!(whole[0].group, whole[1].group);
+    backup.images[0] = None;
+    assert_eq!(numbers(&backup.look(1).0), whole);
+}
+
 /// A disk that is a copy of another is not shown a second time, nor is it empty.
 #[test]
 fn a_copy_of_a_disk() {

@@ -385,6 +385,25 @@ fn databases_that_differ() {
     );
 }
 
+/// Two components of one number would each have the partitions of both.
+#[test]
+fn a_number_that_is_given_twice() {
+    let (images, group, _) = group();
+    let config = (group.sectors - CONFIG) * SECTOR;
+    let named = |id: u8| [&[1, id][..], &text("C1")].concat();
+    for image in &images {
+        let mut bytes = image.bytes(config, 16384);
+        let at = bytes.windows(5).position(|w| w == named(201)).unwrap();
+        bytes[at..at + 5].copy_from_slice(&named(200));
+        image.write(config, &bytes);
+    }
+    let (volumes, _) = Backup::new(&images).look(0);
+    assert!(
+        matches!(&volumes[0].content, Content::Unreadable(why) if why.contains("damaged")),
+        "{volumes:?}"
+    );
+}
+
 /// Any answer will do, but soon, and no panic.
 #[test]
 fn hostile_databases() {

@@ -220,3 +220,18 @@ fn a_mapping_over_mappings_reads_the_disks_directly() {
     assert!(Mapping::over([pattern(42 * 72 + 24)], &under).is_ok());
     assert!(Mapping::over([linear(1, 0)], &[]).is_err());
 }
+
+/// What lies on what is looked at once, and not once for each piece.
+#[test]
+fn mappings_over_mappings_are_not_searched_again_and_again() {
+    let began = std::time::Instant::now();
+    let mut mapping = Mapping::linear(3, 0, 1 << 40);
+    for _ in 0..4 {
+        let cells: Vec<(usize, u64)> = (0..10_000).map(|cell| (0, cell * 512)).collect();
+        let segment = striped(10_000 * 512, 512, &cells);
+        mapping = Mapping::over([segment], &[mapping]).unwrap();
+    }
+    assert_eq!((mapping.first_on(0), mapping.first_on(3)), (None, Some(0)));
+    assert_eq!(mapping.devices().into_iter().collect::<Vec<_>>(), [3]);
+    assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+}

@@ -577,6 +577,42 @@ fn hostile_superblocks() {
     assert!(read > 0);
 }
 
+/// Tables in arrays in a table: what may be found in all is bounded.
+#[test]
+fn a_few_arrays_of_many_partitions_each() {
+    const ARRAYS: u64 = 20;
+    const ROOM: u64 = 4 * MIB;
+    let inner = Image::new(2 * MIB);
+    let parts = "size=1\n".repeat(250);
+    let script = format!("label: gpt\ntable-length: 256\nfirst-lba: 100\ngrain: 512\n{parts}");
+    run_with("sfdisk", ["-q", inner.path().to_str().unwrap()], &script);
+    let inner = inner.bytes(0, 2 << 20);
+    let outer = Image::new((ARRAYS + 1) * ROOM);
+    let parts = "size=4M\n".repeat(ARRAYS as usize);
+    let script = format!("label: gpt\n{parts}");
+    run_with("sfdisk", ["-q", outer.path().to_str().unwrap()], &script);
+    let shape = Shape {
+        level: 1,
+        layout: 0,
+        members: 1,
+        each: 2 * MIB,
+        minor: 2,
+    };
+    for array in 0..ARRAYS {
+        let start = MIB + array * ROOM;
+        let (at, mut superblock) = shape.superblock(0, ROOM, 7);
+        superblock[16..24].copy_from_slice(&array.to_le_bytes());
+        seal(&mut superblock);
+        outer.write(start + at, &superblock);
+        outer.write(start + DATA, &inner);
+    }
+    let began = std::time::Instant::now();
+    let volumes = outer.detect();
+    assert!(volumes.iter().any(|v| v.name == "md-data-part250"));
+    assert!((4000..=4096).contains(&volumes.len()), "{}", volumes.len());
+    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+}
+
 #[test]
 #[ignore = "writes images for the fuzz targets"]
 fn images_for_fuzzing() {
