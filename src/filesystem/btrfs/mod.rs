@@ -138,7 +138,7 @@ impl FileSystem for Btrfs {
 
     fn xattr_names(&self, ino: u64) -> Result<Vec<Vec<u8>>> {
         let place = self.place(ino)?;
-        if place.stub {
+        if place.stub.is_some() {
             return Ok(Vec::new());
         }
         self.attribute_names(&self.inode(&place)?)
@@ -146,7 +146,7 @@ impl FileSystem for Btrfs {
 
     fn xattr(&self, ino: u64, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let place = self.place(ino)?;
-        if place.stub {
+        if place.stub.is_some() {
             return Ok(None);
         }
         self.attribute(&self.inode(&place)?, name)
