@@ -21,7 +21,8 @@
 //! commit) is not replayed; [`Description::notes`] says so where it matters.
 //!
 //! Memory is bounded by: 4 MiB of nodes and 2 MiB of decoded extents; 20 MiB of
-//! chunks (1 MiB for 10 TiB as they are made today); 2 MiB of subvolumes.
+//! chunks (1 MiB for 10 TiB as they are made today); 2 MiB of subvolumes; 1 MiB for
+//! each read under way of compressed data.
 #![deny(clippy::arithmetic_side_effects)]
 
 mod checksum;
