@@ -28,6 +28,11 @@ impl Decoded {
         }))
     }
 
+    /// Whether an extent is here.
+    pub(super) fn has(&self, key: &Unit) -> bool {
+        self.0.lock().units.contains(key)
+    }
+
     /// An extent, by `decode` if it is not here. An error is not kept. Two
     /// readers that miss at once decode twice, which is cheaper than to wait
     /// while the lock is held.

@@ -102,7 +102,7 @@ impl Btrfs {
     pub(super) fn find(&self, place: &Place<'_>, name: &[u8]) -> Result<u64> {
         let folder = self.folder(place)?;
         let missing = || Error::not_found(format!("{} in {}", name.escape_ascii(), folder.what()));
-        if place.stub {
+        if place.stub.is_some() {
             return Err(missing());
         }
         let key = folder.key(DIR_ITEM, name_hash(name));
@@ -135,7 +135,7 @@ impl Btrfs {
         each: &mut dyn FnMut(DirEntry<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
         let folder = self.folder(place)?;
-        if place.stub {
+        if place.stub.is_some() {
             return Ok(());
         }
         let mut damage = None;
@@ -169,7 +169,7 @@ impl Btrfs {
     /// The folder that holds a folder.
     pub(super) fn parent_of(&self, place: &Place<'_>) -> Result<u64> {
         let folder = self.folder(place)?;
-        if place.stub {
+        if place.stub.is_some() {
             return Ok(folder.number);
         }
         if folder.objectid == FIRST_OBJECT {

@@ -18,6 +18,7 @@ use super::chunk::Piece;
 use super::compress::{self, MAX_UNIT, Method};
 use super::field::{index, u8_at, u16_at, u64_at};
 use super::inode::Inode;
+use super::node::Way;
 use crate::error::{Error, Result};
 use crate::filesystem::{Extent, FileType};
 
@@ -26,6 +27,10 @@ const EXTENT_DATA: u8 = 108;
 /// Files up to this size (in bytes) are small: the tree reads those through the
 /// block cache anyway, so that they can as well be verified here.
 const SMALL: u64 = 64 * 1024;
+
+/// The most bytes on disk, and compressed extents, that are read by one request.
+const MAX_RUN: u64 = 1 << 20;
+const MAX_UNITS: usize = 64;
 
 const INLINE: u8 = 0;
 const REGULAR: u8 = 1;
@@ -48,11 +53,33 @@ pub(super) enum Content {
     Bytes(Bytes),
     /// Stored as it is, from this logical byte on.
     Plain(u64),
-    /// From byte `skip` of a compressed extent on.
-    Packed {
-        unit: Unit,
-        skip: u64,
-    },
+    Packed(Packed),
+}
+
+/// From byte `skip` of a compressed extent on.
+#[derive(Clone, Copy)]
+pub(super) struct Packed {
+    unit: Unit,
+    skip: u64,
+}
+
+impl Unit {
+    /// The logical byte after it.
+    fn end(self) -> u64 {
+        self.logical.saturating_add(self.packed)
+    }
+}
+
+impl Inode<'_> {
+    /// How its data is read where that passes through our hands: that of a large
+    /// file would drive metadata out of the block cache.
+    pub(super) fn way(&self) -> Way {
+        if self.size <= SMALL {
+            Way::Cached
+        } else {
+            Way::Direct
+        }
+    }
 }
 
 impl Btrfs {
@@ -165,7 +192,7 @@ impl Btrfs {
                     len: ram_bytes,
                     method,
                 };
-                Content::Packed { unit, skip }
+                Content::Packed(Packed { unit, skip })
             }
             _ => return Err(inode.corrupt(format!("type {kind} of an extent is not known"))),
         };
@@ -186,7 +213,7 @@ impl Btrfs {
             match content {
                 Content::Hole => push(&mut found, Extent::Hole { len }),
                 Content::Bytes(bytes) => found.push(Extent::Bytes(bytes)),
-                Content::Packed { .. } => push(&mut found, Extent::Decode { len }),
+                Content::Packed(_) => push(&mut found, Extent::Decode { len }),
                 Content::Plain(logical) if inode.size <= SMALL && inode.has_checksums => {
                     found.push(Extent::Bytes(self.verified_part(logical, len, inode)?));
                 }
@@ -218,36 +245,70 @@ impl Btrfs {
         let len = buf.len() as u64;
         let mut rest = buf;
         let mut done = 0usize;
+        let mut run: Vec<(Packed, &mut [u8])> = Vec::new();
         self.content(inode, offset, len, &mut |content, len| {
             let part = std::mem::take(&mut rest);
             let Some((part, after)) = part.split_at_mut_checked(index(len)) else {
                 return Ok(());
             };
             rest = after;
+            done = done.saturating_add(part.len());
             match content {
                 Content::Hole => part.fill(0),
                 Content::Bytes(bytes) => copy(&bytes, 0, part),
-                Content::Plain(logical) => self.nodes.read(logical, 0, part)?,
-                Content::Packed { unit, skip } => {
-                    let whole = self.unit(unit, inode)?;
-                    copy(&whole, index(skip), part);
+                Content::Plain(logical) => self.nodes.read(logical, 0, inode.way(), part)?,
+                Content::Packed(packed) => {
+                    if !goes_on(&run, packed.unit) {
+                        self.run(std::mem::take(&mut run), inode)?;
+                    }
+                    run.push((packed, part));
                 }
             }
-            done = done.saturating_add(part.len());
             Ok(())
         })?;
+        self.run(run, inode)?;
         Ok(done)
     }
 
-    /// A compressed extent, decoded: from the first copy on disk whose checksums
-    /// are right.
-    fn unit(&self, unit: Unit, inode: &Inode<'_>) -> Result<Bytes> {
-        self.decoded.get(unit, || {
-            let raw = self.verified(unit.logical, unit.packed, inode)?;
-            let sector = index(self.nodes.sector_size);
-            compress::decode(unit.method, &raw, index(unit.len), sector)
-                .ok_or_else(|| inode.corrupt("a compressed extent of it cannot be decoded"))
-        })
+    /// Fills the parts with what is decoded of a run of compressed extents that
+    /// follow each other on disk, read by one request.
+    fn run(&self, run: Vec<(Packed, &mut [u8])>, inode: &Inode<'_>) -> Result<()> {
+        let missing = run
+            .iter()
+            .filter(|(packed, _)| !self.decoded.has(&packed.unit));
+        let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else {
+            return Ok(());
+        };
+        let start = first.unit.logical;
+        let raw = if missing.count() > 1 {
+            let len = last.unit.end().saturating_sub(start);
+            self.verified_at_once(start, len, inode)?
+        } else {
+            None
+        };
+        for (Packed { unit, skip }, part) in run {
+            let whole = self.decoded.get(unit, || {
+                let at = index(unit.logical.saturating_sub(start));
+                let raw = raw.as_deref().and_then(|raw| raw.get(at..));
+                match raw.and_then(|raw| raw.get(..index(unit.packed))) {
+                    Some(raw) => self.decode(unit, raw, inode),
+                    // Alone, and from whichever copy is right.
+                    None => self.decode(
+                        unit,
+                        &self.verified(unit.logical, unit.packed, inode)?,
+                        inode,
+                    ),
+                }
+            })?;
+            copy(&whole, index(skip), part);
+        }
+        Ok(())
+    }
+
+    fn decode(&self, unit: Unit, raw: &[u8], inode: &Inode<'_>) -> Result<Bytes> {
+        let sector = index(self.nodes.sector_size);
+        compress::decode(unit.method, raw, index(unit.len), sector)
+            .ok_or_else(|| inode.corrupt("a compressed extent of it cannot be decoded"))
     }
 
     /// Where on the volume the first extent of a file lies.
@@ -256,7 +317,7 @@ impl Btrfs {
         let mut place = None;
         let outcome = self.content(inode, 0, u64::MAX, &mut |content, _| {
             let logical = match content {
-                Content::Packed { unit, .. } => Some(unit.logical),
+                Content::Packed(packed) => Some(packed.unit.logical),
                 Content::Plain(logical) => Some(logical),
                 _ => None,
             };
@@ -288,6 +349,15 @@ impl Btrfs {
     }
 }
 
+/// Whether an extent goes on where a run of others ends, and there is room for it.
+fn goes_on(run: &[(Packed, &mut [u8])], unit: Unit) -> bool {
+    let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else {
+        return true;
+    };
+    let len = unit.end().saturating_sub(first.unit.logical);
+    last.unit.end() == unit.logical && len <= MAX_RUN && run.len() < MAX_UNITS
+}
+
 /// `len` bytes of an extent's content from byte `skip` on.
 fn part(content: Content, skip: u64, len: u64) -> Content {
     match content {
@@ -297,10 +367,10 @@ fn part(content: Content, skip: u64, len: u64) -> Content {
             Content::Bytes(bytes.slice(index(skip).min(end)..end))
         }
         Content::Plain(logical) => Content::Plain(logical.saturating_add(skip)),
-        Content::Packed { unit, skip: before } => Content::Packed {
-            unit,
-            skip: before.saturating_add(skip),
-        },
+        Content::Packed(packed) => Content::Packed(Packed {
+            skip: packed.skip.saturating_add(skip),
+            ..packed
+        }),
     }
 }
 

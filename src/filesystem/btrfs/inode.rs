@@ -101,13 +101,13 @@ impl Btrfs {
     /// As [`Btrfs::inode`].
     pub(super) fn attributes(&self, place: &Place<'_>) -> Result<Attr> {
         let inode = self.inode(place)?;
-        if !place.stub {
+        let Some(stub) = place.stub else {
             return Ok(inode.attr);
-        }
+        };
         // As the kernel makes it up, but with the times of the folder that it
         // lies in: the kernel takes the time of day.
         Ok(Attr {
-            ino: inode.subvolume.stub(inode.objectid),
+            ino: inode.subvolume.stub(inode.objectid, stub),
             kind: FileType::Directory,
             mode: 0o755,
             size: 0,

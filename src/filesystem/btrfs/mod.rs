@@ -21,7 +21,8 @@
 //! commit) is not replayed; [`Description::notes`] says so where it matters.
 //!
 //! Memory is bounded by: 4 MiB of nodes and 2 MiB of decoded extents; 20 MiB of
-//! chunks (1 MiB for 10 TiB as they are made today); 2 MiB of subvolumes.
+//! chunks (1 MiB for 10 TiB as they are made today); 2 MiB of subvolumes; 1 MiB for
+//! each read under way of compressed data.
 #![deny(clippy::arithmetic_side_effects)]
 
 mod checksum;
@@ -138,7 +139,7 @@ impl FileSystem for Btrfs {
 
     fn xattr_names(&self, ino: u64) -> Result<Vec<Vec<u8>>> {
         let place = self.place(ino)?;
-        if place.stub {
+        if place.stub.is_some() {
             return Ok(Vec::new());
         }
         self.attribute_names(&self.inode(&place)?)
@@ -146,7 +147,7 @@ impl FileSystem for Btrfs {
 
     fn xattr(&self, ino: u64, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let place = self.place(ino)?;
-        if place.stub {
+        if place.stub.is_some() {
             return Ok(None);
         }
         self.attribute(&self.inode(&place)?, name)

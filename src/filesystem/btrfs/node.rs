@@ -132,6 +132,15 @@ impl Expected {
     }
 }
 
+/// How bytes of the volume are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through the block cache.
+    Cached,
+    /// Past it.
+    Direct,
+}
+
 /// All nodes of the file system.
 pub(super) struct Nodes {
     pub(super) volume: Arc<dyn BlockRead>,
@@ -181,13 +190,15 @@ impl Nodes {
         let mut trouble = None;
         for copy in 0..self.chunks.copies(logical)? {
             let mut bytes = vec![0; self.node_size];
-            let outcome = self.read(logical, copy, &mut bytes).and_then(|()| {
-                let node = self.verify(logical, bytes)?;
-                match expected.objection(&node) {
-                    None => Ok(node),
-                    Some(objection) => Err(Error::corrupt(what(), objection)),
-                }
-            });
+            let outcome = self
+                .read(logical, copy, Way::Cached, &mut bytes)
+                .and_then(|()| {
+                    let node = self.verify(logical, bytes)?;
+                    match expected.objection(&node) {
+                        None => Ok(node),
+                        Some(objection) => Err(Error::corrupt(what(), objection)),
+                    }
+                });
             match outcome {
                 Ok(node) => {
                     let node = Arc::new(node);
@@ -212,7 +223,7 @@ impl Nodes {
     ///
     /// # Errors
     /// As [`Chunks::map`]; from below.
-    pub(super) fn read(&self, logical: u64, copy: u16, buf: &mut [u8]) -> Result<()> {
+    pub(super) fn read(&self, logical: u64, copy: u16, way: Way, buf: &mut [u8]) -> Result<()> {
         let mut pieces = Vec::new();
         self.chunks
             .map(logical, buf.len() as u64, copy, &mut pieces)?;
@@ -221,7 +232,10 @@ impl Nodes {
             let Some((part, after)) = rest.split_at_mut_checked(index(len)) else {
                 break;
             };
-            self.volume.read_at(offset, part)?;
+            match way {
+                Way::Cached => self.volume.read_at(offset, part)?,
+                Way::Direct => self.volume.read_data_at(offset, part)?,
+            }
             rest = after;
         }
         Ok(())

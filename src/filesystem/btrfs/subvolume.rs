@@ -3,9 +3,11 @@
 //! The idea: each subvolume counts its inodes for itself, so each gets a range of
 //! our numbers, one after the other: first the root (the default subvolume), then
 //! all by their ids. A range is as long as the largest number in the subvolume
-//! says, twice: the second half is for the empty folders that stand in a snapshot
-//! where a nested subvolume was (all those in one folder have one number; with
-//! the kernel, all those of a snapshot have).
+//! says, and some times as long again for the stubs: the empty folders that stand in
+//! a snapshot where nested subvolumes were. Each folder has some numbers for those in
+//! it, which share them out by the ids of what was there. (With the kernel they all
+//! have one number. Here it must lead back to the folder, and whoever caches by
+//! number must not take one for another.)
 //!
 //! What lies outside the default subvolume is found below a folder that is not
 //! listed, [`TOP_LEVEL`]; seen from there the default subvolume has a second
@@ -36,6 +38,11 @@ const MAX_SUBVOLUMES: usize = 1 << 14;
 /// Inode numbers are below this.
 const MAX_NUMBER: u64 = 1 << 38;
 
+/// Numbers that a folder has for the stubs in it, at most; fewer where all together
+/// would be more than [`STUBS`], but one at least.
+const STUBS_OF_FOLDER: u64 = 256;
+const STUBS: u64 = 1 << 36;
+
 /// The number of what cannot be given one.
 pub(super) const NOWHERE: u64 = 1;
 
@@ -53,6 +60,8 @@ pub(super) struct Subvolume {
     first: u64,
     /// One more than its largest inode number, at least that of its root folder.
     objects: u64,
+    /// How many numbers a folder has for stubs.
+    stubs: u64,
     /// Why nothing in it can be read.
     trouble: Option<Error>,
 }
@@ -73,11 +82,32 @@ pub(super) struct Place<'a> {
     pub(super) subvolume: &'a Subvolume,
     /// The number in the subvolume; of a stub, that of the folder it lies in.
     pub(super) objectid: u64,
-    /// Whether it is an empty folder where a nested subvolume was.
-    pub(super) stub: bool,
+    /// Of an empty folder where a nested subvolume was, which one of its folder.
+    pub(super) stub: Option<u64>,
 }
 
 impl Subvolume {
+    /// Finds out how many inodes one may have. It has no numbers yet.
+    fn measure(nodes: &Nodes, id: u64, tree: Tree) -> Result<Self> {
+        let least = FIRST_OBJECT.saturating_add(1);
+        let (objects, trouble) = match largest_object(nodes, &tree) {
+            Ok(largest) => (largest.saturating_add(1).max(least), None),
+            // What lies on the disk is always the same, and so are the numbers.
+            Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => {
+                (least, Some(error))
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            id,
+            tree,
+            first: 0,
+            objects,
+            stubs: 1,
+            trouble,
+        })
+    }
+
     /// The number of one of its inodes.
     pub(super) fn number(&self, objectid: u64) -> u64 {
         if objectid < self.objects {
@@ -87,12 +117,21 @@ impl Subvolume {
         }
     }
 
-    /// The number of the stubs in one of its folders.
-    pub(super) fn stub(&self, folder: u64) -> u64 {
-        match self.number(folder) {
-            NOWHERE => NOWHERE,
-            number => number.saturating_add(self.objects),
+    /// The number of the stub in one of its folders where a subvolume was.
+    pub(super) fn stub(&self, folder: u64, id: u64) -> u64 {
+        if folder >= self.objects {
+            return NOWHERE;
         }
+        self.first
+            .saturating_add(self.objects)
+            .saturating_add(folder.saturating_mul(self.stubs))
+            .saturating_add(id.checked_rem(self.stubs).unwrap_or(0))
+    }
+
+    /// How many numbers it takes.
+    fn span(&self) -> u64 {
+        let stubs = self.objects.saturating_mul(self.stubs);
+        self.objects.saturating_add(stubs)
     }
 }
 
@@ -139,13 +178,22 @@ impl Subvolumes {
         if default == TOP {
             found.retain(|(id, _)| *id != TOP);
         }
+        let mut measured = Vec::new();
+        for (id, tree) in std::iter::once(root).chain(found) {
+            measured.push(Subvolume::measure(nodes, id, tree)?);
+        }
+        let objects = measured
+            .iter()
+            .fold(0u64, |sum, subvolume| sum.saturating_add(subvolume.objects));
+        let stubs = STUBS.checked_div(objects).unwrap_or(1);
+        let stubs = stubs.clamp(1, STUBS_OF_FOLDER);
         let mut all = Self {
             list: Vec::new(),
             bound: 0,
             beyond,
         };
-        for (id, tree) in std::iter::once(root).chain(found) {
-            all.add(nodes, id, tree)?;
+        for subvolume in measured {
+            all.add(Subvolume { stubs, ..subvolume });
         }
         match all.list.first() {
             Some(Subvolume {
@@ -160,31 +208,15 @@ impl Subvolumes {
         }
     }
 
-    fn add(&mut self, nodes: &Nodes, id: u64, tree: Tree) -> Result<()> {
-        let least = FIRST_OBJECT.saturating_add(1);
-        let (objects, trouble) = match largest_object(nodes, &tree) {
-            Ok(largest) => (largest.saturating_add(1).max(least), None),
-            // What lies on the disk is always the same, and so are the numbers.
-            Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => {
-                (least, Some(error))
-            }
-            Err(error) => return Err(error),
-        };
-        let bound = self.bound.saturating_add(objects.saturating_mul(2));
+    /// Gives it the next numbers, if there are that many.
+    fn add(&mut self, subvolume: Subvolume) {
+        let (first, bound) = (self.bound, self.bound.saturating_add(subvolume.span()));
         if bound > MAX_NUMBER {
             self.beyond = self.beyond.saturating_add(1);
-            return Ok(());
+            return;
         }
-        let first = self.bound;
         self.bound = bound;
-        self.list.push(Subvolume {
-            id,
-            tree,
-            first,
-            objects,
-            trouble,
-        });
-        Ok(())
+        self.list.push(Subvolume { first, ..subvolume });
     }
 
     /// The one whose root folder is the root.
@@ -235,17 +267,12 @@ impl Subvolumes {
             return Err(trouble.clone());
         }
         let within = number.saturating_sub(subvolume.first);
-        let place = match within.checked_sub(subvolume.objects) {
-            None => Place {
-                subvolume,
-                objectid: within,
-                stub: false,
-            },
-            Some(folder) => Place {
-                subvolume,
-                objectid: folder,
-                stub: true,
-            },
+        let stub = within.checked_sub(subvolume.objects);
+        let folder = stub.and_then(|stub| stub.checked_div(subvolume.stubs));
+        let place = Place {
+            subvolume,
+            objectid: folder.unwrap_or(within),
+            stub: stub.and_then(|stub| stub.checked_rem(subvolume.stubs)),
         };
         if place.objectid < FIRST_OBJECT || place.objectid >= subvolume.objects {
             return Err(Error::not_found(what()));
@@ -292,7 +319,7 @@ impl Btrfs {
             None => false,
         };
         if !here {
-            return Ok(folder.subvolume.stub(folder.objectid));
+            return Ok(folder.subvolume.stub(folder.objectid, location.objectid));
         }
         Ok(match self.subvolumes.outside(location.objectid) {
             Some(subvolume) => subvolume.number(FIRST_OBJECT),

@@ -23,23 +23,41 @@ impl Btrfs {
     pub(super) fn verified(&self, logical: u64, len: u64, inode: &Inode<'_>) -> Result<Vec<u8>> {
         let mut trouble = None;
         for copy in 0..self.nodes.chunks.copies(logical)? {
-            let mut raw = vec![0; index(len)];
-            let outcome = self.nodes.read(logical, copy, &mut raw).and_then(|()| {
-                if !inode.has_checksums || self.is_sound(logical, &raw)? {
-                    Ok(())
-                } else {
-                    Err(inode.corrupt("the checksum of its data is wrong"))
-                }
-            });
-            match outcome {
-                Ok(()) => return Ok(raw),
+            match self.copy(copy, logical, len, inode) {
                 Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => {
                     trouble = trouble.or(Some(error));
                 }
-                Err(error) => return Err(error),
+                outcome => return outcome,
             }
         }
         Err(trouble.unwrap_or_else(|| inode.corrupt("its data is not there")))
+    }
+
+    /// As [`Btrfs::verified`], but only if it is right in the first copy.
+    ///
+    /// # Errors
+    /// From below.
+    pub(super) fn verified_at_once(
+        &self,
+        logical: u64,
+        len: u64,
+        inode: &Inode<'_>,
+    ) -> Result<Option<Vec<u8>>> {
+        match self.copy(0, logical, len, inode) {
+            Ok(raw) => Ok(Some(raw)),
+            Err(Error::Corrupt { .. } | Error::Unsupported { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What one of the copies holds.
+    fn copy(&self, copy: u16, logical: u64, len: u64, inode: &Inode<'_>) -> Result<Vec<u8>> {
+        let mut raw = vec![0; index(len)];
+        self.nodes.read(logical, copy, inode.way(), &mut raw)?;
+        if inode.has_checksums && !self.is_sound(logical, &raw)? {
+            return Err(inode.corrupt("the checksum of its data is wrong"));
+        }
+        Ok(raw)
     }
 
     /// `len` bytes of data from `logical`, which need not be whole sectors.

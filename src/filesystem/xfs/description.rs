@@ -25,6 +25,11 @@ pub(super) fn describe(store: &Store, log: &State) -> Description {
              be read."
         ));
     }
+    let log_blocks = match superblock.log_start {
+        Some(_) => superblock.log_len.checked_div(superblock.block_size()),
+        None => None,
+    }
+    .unwrap_or(0);
     let uuid = uuid::Uuid::from_bytes(superblock.uuid);
     Description {
         kind: "xfs",
@@ -35,7 +40,8 @@ pub(super) fn describe(store: &Store, log: &State) -> Description {
             uuid.to_string()
         },
         block_size: u32::try_from(superblock.block_size()).unwrap_or(u32::MAX),
-        blocks: superblock.blocks,
+        // An internal log cannot hold files; `statfs` of the kernel leaves it out too.
+        blocks: superblock.blocks.saturating_sub(log_blocks),
         blocks_free: superblock.blocks_free,
         files: superblock.inodes,
         files_free: superblock.inodes_free,

@@ -7,6 +7,7 @@ mod compare;
 mod content;
 mod damage;
 mod format;
+mod large;
 mod pool;
 mod speed;
 mod subvolumes;

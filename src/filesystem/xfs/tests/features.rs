@@ -79,10 +79,12 @@ pub(super) fn populate(root: &Path) {
 
 #[test]
 fn as_mkfs_makes_it() {
-    let description = agrees("400M", &["-L", "data"]);
+    let description = agrees("400M", &["-L", "data", "-l", "size=64m"]);
     assert_eq!(description.kind, "xfs");
     assert_eq!(description.label, b"data");
     assert_eq!(description.block_size, 4096);
+    // As the kernel's `statfs`, which leaves out the log.
+    assert_eq!(description.blocks, (400 - 64) << 20 >> 12);
 }
 
 #[test]
