@@ -11,6 +11,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -257,6 +258,55 @@ fn a_file_without_end_holds_up_nobody() {
         println!("{found:?} after {took:?}");
         assert!(found.is_err() && took < Duration::from_secs(8));
     }
+}
+
+/// > Metadata and data are verified by checksum, and another copy is read if one is
+/// > damaged; if none is right, that is an error.
+#[test]
+fn damaged_data_of_btrfs_is_read_from_its_other_copy() {
+    const SECTOR: usize = 4096;
+    let lab = Lab::new();
+    lab.configure("");
+    let raw = lab.path("work/a.raw");
+    shell(&format!(
+        "truncate -s 256M {raw:?} && mkfs.btrfs -q -m dup -d dup {raw:?}"
+    ));
+    let raw = RawDisk::at(&raw, 0);
+    // Each sector of the file is like no other.
+    let content: Vec<u8> = (0..1024_u64)
+        .flat_map(|n| (0..SECTOR as u64 / 8).map(move |m| n << 32 | m | 1 << 60))
+        .flat_map(u64::to_le_bytes)
+        .collect();
+    raw.write(|root| fs::write(root.join("file"), &content).unwrap());
+    let mut disk = fs::read(&raw.path).unwrap();
+    let mut damage = |sector: usize, copies: &[usize]| {
+        let wanted = &content[sector * SECTOR..][..SECTOR];
+        let places: Vec<usize> = (0..disk.len())
+            .step_by(SECTOR)
+            .filter(|at| &disk[*at..][..SECTOR] == wanted)
+            .collect();
+        assert_eq!(places.len(), 2, "copies of sector {sector}");
+        copies.iter().for_each(|copy| disk[places[*copy] + 77] ^= 1);
+    };
+    damage(100, &[0]);
+    damage(101, &[1]);
+    damage(500, &[1]);
+    damage(700, &[0, 1]);
+    fs::write(&raw.path, &disk).unwrap();
+    full(&lab, &raw.path, "vm", 0, "20251008-192431");
+    lab.scan();
+    let _daemon = Daemon::start(&lab);
+    let file = fs::File::open(lab.mountpoint().join("vm/latest/disk0/file")).unwrap();
+    let mut part = vec![0; 600 * SECTOR];
+    file.read_exact_at(&mut part, 0).unwrap();
+    assert!(part == content[..part.len()]);
+    let mut part = vec![0; 8 * SECTOR];
+    let error = file
+        .read_exact_at(&mut part, 698 * SECTOR as u64)
+        .unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    file.read_exact_at(&mut part, 1016 * SECTOR as u64).unwrap();
+    assert!(part == content[1016 * SECTOR..]);
 }
 
 /// A disk that leaves the catalog for a while is not taken for a folder without

@@ -9,6 +9,7 @@
 //! guests hold dates from 1601 to 2446 and beyond.
 
 pub mod btrfs;
+mod check;
 pub mod ext;
 pub mod fat;
 pub mod ntfs;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::image::BlockRead;
+pub use check::Check;
 pub use options::{Options, parse_time_zone};
 
 /// A point in time: seconds since 1970-01-01 UTC, and nanoseconds (0..10⁹).
@@ -107,6 +109,17 @@ pub enum Extent {
         /// Length in bytes, more than 0.
         len: u64,
     },
+    /// As [`Extent::Volume`], where the format tells whether the bytes are right.
+    /// If they are not, [`FileSystem::read`] has them from another copy, or says
+    /// that there is none.
+    Checked {
+        /// Byte offset on the volume.
+        offset: u64,
+        /// Length in bytes, more than 0.
+        len: u64,
+        /// To be asked with all of the bytes.
+        check: Check,
+    },
     /// `len` bytes of zeros that take no space.
     Hole {
         /// Length in bytes, more than 0.
@@ -140,6 +153,9 @@ impl Extent {
         }
     }
 }
+
+/// The most bytes of a file that are read at once.
+pub const LARGEST_READ: u64 = 8 * 1024 * 1024;
 
 /// What a file system says of itself.
 #[derive(Debug, Clone, Default)]
@@ -217,14 +233,17 @@ pub trait FileSystem: Send + Sync {
 
     /// Appends to `out` the extents of bytes `offset..offset + len` of a regular
     /// file, in order, without gaps, cut at the end of the file; adjacent pieces
-    /// are joined. What is allocated but unwritten is a hole.
+    /// are joined. What is allocated but unwritten is a hole. Who asks for more
+    /// than [`LARGEST_READ`] wants the map and not the bytes: nothing of the answer
+    /// is [`Extent::Checked`].
     ///
     /// # Errors
     /// `IsADirectory`; `Unsupported` (an encrypted file, say).
     fn extents(&self, ino: u64, offset: u64, len: u64, out: &mut Vec<Extent>) -> Result<()>;
 
-    /// Reads what [`Extent::Decode`] stands for: fills as much of `buf` as the
-    /// file has from `offset`; returns the number of bytes.
+    /// Reads what [`Extent::Decode`] stands for, or what [`Extent::Checked`] was
+    /// not: fills as much of `buf` as the file has from `offset`; returns the number
+    /// of bytes.
     ///
     /// # Errors
     /// `Unsupported` for formats that never answer `Decode`.

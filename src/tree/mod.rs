@@ -22,6 +22,7 @@ mod inode;
 mod listing;
 mod node;
 pub mod read;
+mod repair;
 mod roots;
 mod siblings;
 mod xattr;

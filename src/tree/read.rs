@@ -12,22 +12,25 @@
 //! and its read-ahead. That pays even where files that are read one after the
 //! other lie far apart.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use super::attached::AttachedDisk;
+use super::repair;
 use crate::error::{Error, Result};
-use crate::filesystem::{Extent, FileSystem};
+use crate::filesystem::{Check, Extent, FileSystem, LARGEST_READ};
 use crate::image::{BlockRead, Completion, patience};
 use crate::volume::{Run, VolumeReader};
 
 /// Files up to this size (in bytes) are read through the block cache.
 pub(crate) const SMALL_FILE: u64 = 64 * 1024;
 
-/// The largest read that is carried out at once, in bytes.
-const MAX_READ: u64 = 8 * 1024 * 1024;
+/// How long it may take to read anew what was wrong.
+const REPAIR_LIMIT: Duration = Duration::from_secs(30);
 
 /// Buffers kept for the next read.
 const SPARE_BUFFERS: usize = 8;
@@ -102,7 +105,19 @@ enum Kind {
     Gather {
         disk: Arc<AttachedDisk>,
         pieces: Vec<Piece>,
+        /// What is to be asked before they are believed.
+        checks: Checks,
     },
+}
+
+/// Parts of a file's bytes that can be checked.
+struct Checks {
+    /// The file, as a place within the disk.
+    local: u64,
+    /// Where in it the read begins.
+    offset: u64,
+    /// Which bytes of the answer, and the question.
+    parts: Vec<(Range<usize>, Check)>,
 }
 
 impl ReadPlan {
@@ -121,6 +136,11 @@ impl ReadPlan {
                 offset,
                 len,
             }],
+            checks: Checks {
+                local: 0,
+                offset,
+                parts: Vec::new(),
+            },
         })
     }
 
@@ -137,7 +157,7 @@ impl ReadPlan {
         let (fs, volume, ino) = disk.file(local)?;
         let reader = volume.reader.as_ref();
         let mut extents = Vec::new();
-        let len = len.min(MAX_READ);
+        let len = len.min(LARGEST_READ);
         fs.extents(ino, offset, len, &mut extents)?;
         let found = extents.iter().map(extent_len).fold(0, u64::saturating_add);
         let size = if found < len || found <= SMALL_FILE {
@@ -156,12 +176,18 @@ impl ReadPlan {
             return cached(fs, reader, ino, offset, &extents);
         }
         let mut pieces = Vec::with_capacity(extents.len());
+        let mut checks = Vec::new();
         let mut runs: Vec<Run> = Vec::new();
         let mut at = offset;
         for extent in extents {
             let extent_len = extent_len(&extent);
+            if let Extent::Checked { check, .. } = &extent {
+                let begin = len_of(at.saturating_sub(offset));
+                let end = begin.saturating_add(len_of(extent_len));
+                checks.push((begin..end, check.clone()));
+            }
             match extent {
-                Extent::Volume { offset, len } => {
+                Extent::Volume { offset, len } | Extent::Checked { offset, len, .. } => {
                     runs.clear();
                     reader.mapping().runs(offset, len, &mut runs)?;
                     pieces.extend(runs.iter().map(|run| Piece::Disk {
@@ -190,6 +216,11 @@ impl ReadPlan {
         Ok(Self(Kind::Gather {
             disk: Arc::clone(disk),
             pieces,
+            checks: Checks {
+                local,
+                offset,
+                parts: checks,
+            },
         }))
     }
 
@@ -198,16 +229,53 @@ impl ReadPlan {
     pub fn carry_out(self, done: Completion) {
         match self.0 {
             Kind::Ready(bytes) => done(Ok(bytes)),
-            Kind::Gather { disk, pieces } => {
+            Kind::Gather {
+                disk,
+                pieces,
+                checks,
+            } => {
                 // The disk stays attached until the answer is given.
                 let attached = Arc::clone(&disk);
-                let done = Box::new(move |outcome| {
-                    done(outcome);
-                    drop(attached);
+                let done = Box::new(move |outcome| match outcome {
+                    Ok(bytes) => checks.ask(bytes, attached, done),
+                    Err(error) => {
+                        done(Err(error));
+                        drop(attached);
+                    }
                 });
                 gather(&disk, pieces, done);
             }
         }
+    }
+}
+
+impl Checks {
+    /// Hands the bytes on, those that are wrong read anew by the file system, on
+    /// a thread that may wait for that.
+    fn ask(self, bytes: BytesMut, disk: Arc<AttachedDisk>, done: Completion) {
+        let is_wrong = |(part, check): &(Range<usize>, Check)| {
+            !bytes.get(part.clone()).is_some_and(|b| check.is_right(b))
+        };
+        let wrong: Vec<_> = self.parts.iter().filter(|part| is_wrong(part)).collect();
+        if wrong.is_empty() {
+            return done(Ok(bytes));
+        }
+        let wrong: Vec<_> = wrong.into_iter().map(|(part, _)| part.clone()).collect();
+        let (local, offset) = (self.local, self.offset);
+        repair::later(move || {
+            let outcome = patience::within(REPAIR_LIMIT, || {
+                let mut bytes = bytes;
+                let (fs, _, ino) = disk.file(local)?;
+                for part in wrong {
+                    let at = offset.saturating_add(part.start as u64);
+                    if let Some(target) = bytes.get_mut(part) {
+                        decode(fs, ino, at, target)?;
+                    }
+                }
+                Ok(bytes)
+            });
+            done(outcome);
+        });
     }
 }
 
@@ -230,6 +298,12 @@ fn cached(
         };
         match extent {
             Extent::Volume { offset, .. } => reader.read_at(*offset, target)?,
+            Extent::Checked { offset, check, .. } => {
+                reader.read_at(*offset, target)?;
+                if !check.is_right(target) {
+                    decode(fs, ino, at, target)?;
+                }
+            }
             Extent::Hole { .. } => {}
             Extent::Bytes(bytes) => target.copy_from_slice(bytes),
             Extent::Decode { .. } => decode(fs, ino, at, target)?,
@@ -356,12 +430,15 @@ fn submit(disk: &AttachedDisk, device: usize, offset: u64, buf: BytesMut, done: 
 
 pub(crate) fn extent_len(extent: &Extent) -> u64 {
     match extent {
-        Extent::Volume { len, .. } | Extent::Hole { len } | Extent::Decode { len } => *len,
+        Extent::Volume { len, .. }
+        | Extent::Checked { len, .. }
+        | Extent::Hole { len }
+        | Extent::Decode { len } => *len,
         Extent::Bytes(bytes) => bytes.len() as u64,
     }
 }
 
-/// A length within one read, which is at most [`MAX_READ`].
+/// A length within one read, which is at most [`LARGEST_READ`].
 fn len_of(len: u64) -> usize {
     usize::try_from(len).unwrap_or(0)
 }

@@ -20,7 +20,7 @@ use super::field::{index, u8_at, u16_at, u64_at};
 use super::inode::Inode;
 use super::node::Way;
 use crate::error::{Error, Result};
-use crate::filesystem::{Extent, FileType};
+use crate::filesystem::{Extent, FileType, LARGEST_READ};
 
 const EXTENT_DATA: u8 = 108;
 
@@ -207,6 +207,7 @@ impl Btrfs {
         len: u64,
         out: &mut Vec<Extent>,
     ) -> Result<()> {
+        let asked = len;
         let mut pieces = Vec::new();
         let mut found = Vec::new();
         self.content(inode, offset, len, &mut |content, len| {
@@ -216,6 +217,9 @@ impl Btrfs {
                 Content::Packed(_) => push(&mut found, Extent::Decode { len }),
                 Content::Plain(logical) if inode.size <= SMALL && inode.has_checksums => {
                     found.push(Extent::Bytes(self.verified_part(logical, len, inode)?));
+                }
+                Content::Plain(logical) if inode.has_checksums && asked <= LARGEST_READ => {
+                    self.checked(logical, len, inode, &mut found)?;
                 }
                 Content::Plain(logical) => {
                     pieces.clear();
@@ -256,7 +260,9 @@ impl Btrfs {
             match content {
                 Content::Hole => part.fill(0),
                 Content::Bytes(bytes) => copy(&bytes, 0, part),
-                Content::Plain(logical) => self.nodes.read(logical, 0, inode.way(), part)?,
+                Content::Plain(logical) => {
+                    copy(&self.verified_part(logical, len, inode)?, 0, part);
+                }
                 Content::Packed(packed) => {
                     if !goes_on(&run, packed.unit) {
                         self.run(std::mem::take(&mut run), inode)?;

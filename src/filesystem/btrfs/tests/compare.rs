@@ -255,6 +255,10 @@ impl Walk {
             let part = &mut out[begin..];
             match extent {
                 Extent::Volume { offset, .. } => self.files.read_at(offset, part).expect("data"),
+                Extent::Checked { offset, check, .. } => {
+                    self.files.read_at(offset, part).expect("data");
+                    assert!(check.is_right(part), "{offset}");
+                }
                 Extent::Hole { .. } => {}
                 Extent::Bytes(bytes) => part.copy_from_slice(&bytes),
                 Extent::Decode { len } => {
@@ -334,7 +338,10 @@ fn join(ranges: &mut Vec<Range<u64>>, next: Range<u64>) {
 
 fn extent_len(extent: &Extent) -> u64 {
     match extent {
-        Extent::Volume { len, .. } | Extent::Hole { len } | Extent::Decode { len } => *len,
+        Extent::Volume { len, .. }
+        | Extent::Checked { len, .. }
+        | Extent::Hole { len }
+        | Extent::Decode { len } => *len,
         Extent::Bytes(bytes) => bytes.len() as u64,
     }
 }

@@ -70,7 +70,7 @@ fn whole(reader: &Ext, volume: &Reader, ino: u64) -> Result<Vec<u8>> {
             }
             Extent::Hole { len } => content.resize(start + len as usize, 0),
             Extent::Bytes(bytes) => content.extend_from_slice(&bytes),
-            Extent::Decode { .. } => panic!("nothing to decode"),
+            other => panic!("{other:?}"),
         }
     }
     Ok(content)

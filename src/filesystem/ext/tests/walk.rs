@@ -227,7 +227,7 @@ fn our_content(
                 at += bytes.len() as u64;
                 join(&mut data, start..at);
             }
-            Extent::Decode { .. } => panic!("nothing in ext4 has to be decoded"),
+            other => panic!("{other:?}"),
         }
     }
     assert_eq!(at, size, "the extents of inode {ino} do not fill it");
