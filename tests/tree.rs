@@ -330,6 +330,20 @@ fn nothing_can_be_written() {
     }
 }
 
+/// The kernel's own default is 128 KiB; only root may set another.
+#[test]
+fn the_kernel_reads_as_far_ahead_as_configured() {
+    let lab = Lab::new();
+    lab.configure("read_ahead = \"768KiB\"");
+    let _daemon = Daemon::start(&lab);
+    let device = fs::metadata(lab.mountpoint()).unwrap().dev();
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    support::wait_for("768", Duration::from_secs(5), || {
+        fs::read_to_string(&path).is_ok_and(|kib| kib.trim() == "768")
+    });
+}
+
 /// > The tree follows the catalog while it runs.
 #[test]
 fn the_tree_follows_the_catalog() {

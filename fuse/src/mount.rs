@@ -7,7 +7,6 @@
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -86,10 +85,13 @@ impl Mount {
             options.time_limit,
             Arc::clone(&complaints),
         );
+        let listed = as_listed(mountpoint);
         let session = Session::new(adapter, mountpoint, &config).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
-        if options.read_ahead > 0 {
-            set_read_ahead(mountpoint, options.read_ahead);
+        if options.read_ahead > 0
+            && let Some(listed) = listed
+        {
+            set_read_ahead(&listed, options.read_ahead);
         }
         Ok(Self {
             mountpoint: mountpoint.clone(),
@@ -203,30 +205,46 @@ pub fn clear_stale(mountpoint: &Path) -> sendense::Result<()> {
 /// Whether the kernel lists a tree of ours there (`/proc/self/mounts`, where odd
 /// bytes of paths are written as octal escapes).
 fn is_our_mount(mountpoint: &Path) -> bool {
-    let Ok(real) = mountpoint.canonicalize() else {
+    let Some(listed) = as_listed(mountpoint) else {
         return false;
     };
-    let mut escaped = Vec::new();
-    for byte in real.as_os_str().as_bytes() {
-        match byte {
-            b' ' | b'\t' | b'\n' | b'\\' => escaped.extend(format!("\\{byte:03o}").bytes()),
-            _ => escaped.push(*byte),
-        }
-    }
     let mounts = fs::read("/proc/self/mounts").unwrap_or_default();
     mounts.split(|byte| *byte == b'\n').any(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
-        fields.next() == Some(b"sendense") && fields.next() == Some(&escaped)
+        fields.next() == Some(b"sendense") && fields.next() == Some(&listed)
     })
 }
 
+/// A path as the kernel writes it in its lists of mounts.
+fn as_listed(mountpoint: &Path) -> Option<Vec<u8>> {
+    let real = mountpoint.canonicalize().ok()?;
+    let mut listed = Vec::new();
+    for byte in real.as_os_str().as_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => listed.extend(format!("\\{byte:03o}").bytes()),
+            _ => listed.push(*byte),
+        }
+    }
+    Some(listed)
+}
+
 /// The kernel's default of 128 KiB costs 40 % of a sequential read.
-fn set_read_ahead(mountpoint: &Path, bytes: u64) {
-    let Ok(meta) = fs::metadata(mountpoint) else {
+///
+/// The device's number comes from the list of mounts: to `stat` the mountpoint
+/// would be a question to this very process, and if it were killed before it has
+/// answered, the one thread that waits for the answer could never end.
+fn set_read_ahead(listed: &[u8], bytes: u64) {
+    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    // The last one lies on top.
+    let device = mounts.rsplit(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let device = fields.nth(2)?;
+        (fields.nth(1)? == listed).then_some(device)
+    });
+    let Some(device) = device.and_then(|device| std::str::from_utf8(device).ok()) else {
         return;
     };
-    let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
-    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = fs::write(&path, (bytes / 1024).to_string()) {
         tracing::debug!(path, %error, "read-ahead stays at the kernel's default");
     }
