@@ -12,8 +12,10 @@ pub mod btrfs;
 mod check;
 pub mod ext;
 pub mod fat;
+mod field;
 pub mod ntfs;
 mod options;
+mod windows_name;
 pub mod xfs;
 
 use std::ops::ControlFlow;

@@ -8,8 +8,8 @@
 //! `struct btrfs_chunk`: length 0, type 24, num_stripes u16 44, sub_stripes u16
 //! 46, then at 48 for each stripe devid, offset on the device, device UUID[16].
 
-use super::field::{array_at, slice_at, u16_at, u64_at};
 use crate::error::{Error, Result};
+use crate::filesystem::field::{array_at, slice_at, u16_at, u64_at};
 use crate::image::patience;
 
 /// Chunks that are kept: enough for 256 TiB of 1 GiB.
@@ -294,7 +294,9 @@ impl Chunks {
                 ),
             };
             let n = left.min(together);
-            let first = chunk.first.saturating_add(super::field::index(index));
+            let first = chunk
+                .first
+                .saturating_add(crate::filesystem::field::index(index));
             out.push(self.place(at, first, (copy, copies), offset, n)?);
             at = at.saturating_add(n);
             left = left.saturating_sub(n);

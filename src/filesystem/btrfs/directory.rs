@@ -12,11 +12,11 @@ use std::ops::ControlFlow;
 
 use super::Btrfs;
 use super::checksum::name_hash;
-use super::field::{slice_at, u8_at, u16_at};
 use super::inode::Inode;
 use super::node::Key;
 use super::subvolume::{FIRST_OBJECT, Place, ROOT_ITEM, TOP, TOP_LEVEL};
 use crate::error::{Error, Result};
+use crate::filesystem::field::{slice_at, u8_at, u16_at};
 use crate::filesystem::{DirEntry, FileType};
 
 const INODE_REF: u8 = 12;

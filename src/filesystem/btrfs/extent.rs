@@ -16,10 +16,10 @@ use bytes::Bytes;
 use super::Btrfs;
 use super::chunk::Piece;
 use super::compress::{self, MAX_UNIT, Method};
-use super::field::{index, u8_at, u16_at, u64_at};
 use super::inode::Inode;
 use super::node::Way;
 use crate::error::{Error, Result};
+use crate::filesystem::field::{index, u8_at, u16_at, u64_at};
 use crate::filesystem::{Extent, FileType, LARGEST_READ};
 
 const EXTENT_DATA: u8 = 108;

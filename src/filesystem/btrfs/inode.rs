@@ -7,11 +7,11 @@
 //! ```
 
 use super::Btrfs;
-use super::field::{array_at, u32_at, u64_at};
 use super::node::Key;
 use super::subvolume::{Place, Subvolume};
 use super::xattr::XATTR_ITEM;
 use crate::error::{Error, Result};
+use crate::filesystem::field::{array_at, u32_at, u64_at};
 use crate::filesystem::{Attr, FileType, Time};
 
 pub(super) const INODE_ITEM: u8 = 1;

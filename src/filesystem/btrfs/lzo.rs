@@ -7,7 +7,7 @@
 //! The instructions of LZO1X are those of the Linux kernel's documentation
 //! ("LZO stream format as understood by Linux's LZO decompressor").
 
-use super::field::{index, slice_at, u32_at};
+use crate::filesystem::field::{index, slice_at, u32_at};
 
 /// Decodes an extent to at most `len` bytes.
 pub(super) fn decode(raw: &[u8], len: usize, sector: usize) -> Option<Vec<u8>> {

@@ -32,7 +32,6 @@ mod decoded;
 mod description;
 mod directory;
 mod extent;
-mod field;
 mod inode;
 mod lzo;
 mod node;

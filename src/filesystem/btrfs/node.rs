@@ -19,9 +19,9 @@ use parking_lot::Mutex;
 
 use super::checksum::Checksum;
 use super::chunk::{Chunks, Piece};
-use super::field::{index, slice_at, u8_at, u32_at, u64_at};
 use super::superblock::Superblock;
 use crate::error::{Error, Result};
+use crate::filesystem::field::{index, slice_at, u8_at, u32_at, u64_at};
 use crate::image::BlockRead;
 
 /// Bytes of verified nodes that one file system keeps.

@@ -7,13 +7,13 @@ use super::Btrfs;
 use super::chunk::{Chunks, Device};
 use super::decoded::Decoded;
 use super::description;
-use super::field::{array_at, slice_at};
 use super::node::{Key, Nodes};
 use super::subvolume::{FIRST_OBJECT, ROOT_ITEM, Subvolumes};
 use super::superblock::Superblock;
 use super::tree::Tree;
 use crate::error::{Error, Result};
 use crate::filesystem::Source;
+use crate::filesystem::field::{array_at, slice_at};
 
 const DEV_ITEM: u8 = 216;
 const CHUNK_ITEM: u8 = 228;

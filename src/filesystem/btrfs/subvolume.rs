@@ -17,10 +17,10 @@
 //! beyond has number [`NOWHERE`], whose use is an error.
 
 use super::Btrfs;
-use super::field::{array_at, u16_at, u32_at, u64_at};
 use super::node::{Key, Nodes};
 use super::tree::Tree;
 use crate::error::{Error, Result};
+use crate::filesystem::field::{array_at, u16_at, u32_at, u64_at};
 
 /// Subvolume that holds all others (`BTRFS_FS_TREE_OBJECTID`).
 pub(super) const TOP: u64 = 5;

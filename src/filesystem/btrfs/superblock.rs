@@ -12,8 +12,8 @@
 //! ```
 
 use super::checksum::Checksum;
-use super::field::{array_at, index, slice_at, u8_at, u16_at, u32_at, u64_at};
 use crate::error::{Error, Result};
+use crate::filesystem::field::{array_at, index, slice_at, u8_at, u16_at, u32_at, u64_at};
 use crate::image::BlockRead;
 
 /// Where copies lie on a device, in bytes.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::field::{u8_at, u64_at};
 use super::node::{Expected, Key, Node, Nodes};
 use crate::error::{Error, Result};
+use crate::filesystem::field::{u8_at, u64_at};
 use crate::image::patience;
 
 /// Levels that a tree may have (`BTRFS_MAX_LEVEL`).

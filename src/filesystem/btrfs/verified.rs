@@ -8,10 +8,10 @@ use bytes::Bytes;
 use super::Btrfs;
 use super::checksum::Checksum;
 use super::chunk::Piece;
-use super::field::index;
 use super::inode::Inode;
 use super::node::Key;
 use crate::error::{Error, Result};
+use crate::filesystem::field::index;
 use crate::filesystem::{Check, Extent};
 use crate::image::patience::spend;
 

@@ -2,7 +2,7 @@
 
 use super::volume::{FIRST, Geometry, Root, Width};
 use crate::error::{Error, Result};
-use crate::filesystem::ntfs::field::{slice_at, u8_at, u16_at, u32_at};
+use crate::filesystem::field::{slice_at, u8_at, u16_at, u32_at};
 use crate::image::BlockRead;
 
 const WHAT: &str = "FAT boot sector";

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::volume::{Next, Table, Volume};
 use crate::error::{Error, Result};
-use crate::filesystem::ntfs::field::index;
+use crate::filesystem::field::index;
 use crate::image::patience;
 
 /// The most marks of one map; 4 bytes each.

@@ -6,8 +6,8 @@ use super::volume::{Table, Volume, Width};
 use super::{boot, exfat_boot, fat_entry, short_name};
 use crate::error::{Error, Result};
 use crate::filesystem::Description;
-use crate::filesystem::ntfs::field::{index, u8_at, u32_at};
-use crate::filesystem::ntfs::name::to_wtf8;
+use crate::filesystem::field::{index, u8_at, u32_at};
+use crate::filesystem::windows_name::to_wtf8;
 use crate::image::patience;
 
 /// The largest table or bitmap that is counted when the volume is opened, in

@@ -9,7 +9,7 @@ use super::slots::{Folder, SEARCHED, SLOT, Slot, Slots};
 use super::stamp::Stamp;
 use super::volume::{Next, Table, Volume};
 use crate::error::{Error, Result};
-use crate::filesystem::ntfs::field::{index, slice_at, u8_at, u16_at, u32_at, u64_at};
+use crate::filesystem::field::{index, slice_at, u8_at, u16_at, u32_at, u64_at};
 
 /// Types of slots.
 pub(super) mod kind {

@@ -10,7 +10,7 @@ use super::slots::{Folder, SEARCHED, Slots};
 use super::stamp::Stamp;
 use super::volume::{Volume, Width};
 use crate::error::{Error, Result};
-use crate::filesystem::ntfs::field::{u8_at, u16_at, u32_at};
+use crate::filesystem::field::{u8_at, u16_at, u32_at};
 
 /// UTF-16 units in a slot, and the bytes where they are.
 const PIECE: usize = 13;

@@ -8,8 +8,8 @@ use super::slots::{Folder, Place, SLOT};
 use super::volume::Root;
 use super::{Family, Fat, ROOT, exfat_entry, fat_entry, short_name};
 use crate::error::{Error, Result};
-use crate::filesystem::ntfs::field::index;
-use crate::filesystem::ntfs::name::{UpperCase, from_wtf8, push_units};
+use crate::filesystem::field::index;
+use crate::filesystem::windows_name::{UpperCase, from_wtf8, push_units};
 use crate::filesystem::{DirEntry, FileType};
 
 /// The longest folder there can be, in slots: of FAT 2 MiB, of exFAT 256 MiB.

@@ -49,7 +49,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use super::ntfs::name::UpperCase;
+use super::windows_name::UpperCase;
 use super::{Attr, Description, DirEntry, Extent, FileSystem, FileType, Options, Time};
 use crate::error::{Error, Result};
 use crate::image::BlockRead;

@@ -3,7 +3,7 @@
 use super::chain::{Chain, Cursor};
 use super::volume::Volume;
 use crate::error::{Error, Result};
-use crate::filesystem::ntfs::field::index;
+use crate::filesystem::field::index;
 
 /// Bytes of a slot.
 pub(super) const SLOT: u64 = 32;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::chain::Maps;
 use super::holders::Holders;
 use crate::error::{Error, Result};
-use crate::filesystem::ntfs::field::{index, u16_at, u32_at};
+use crate::filesystem::field::{index, u16_at, u32_at};
 use crate::image::BlockRead;
 
 /// The number of the first cluster.

@@ -4,8 +4,8 @@
 //! clusters the value lies.
 #![deny(clippy::arithmetic_side_effects)]
 
-use super::field::{index, slice_at, u8_at, u16_at, u32_at, u64_at};
 use crate::error::{Error, Result};
+use crate::filesystem::field::{index, slice_at, u8_at, u16_at, u32_at, u64_at};
 
 pub(super) const STANDARD_INFORMATION: u32 = 0x10;
 pub(super) const ATTRIBUTE_LIST: u32 = 0x20;

@@ -6,8 +6,8 @@
 //! there, is unique within one record only.
 #![deny(clippy::arithmetic_side_effects)]
 
-use super::field::{index, slice_at, u8_at, u16_at, u32_at, u64_at};
 use super::record::NUMBER;
+use crate::filesystem::field::{index, slice_at, u8_at, u16_at, u32_at, u64_at};
 
 /// The longest list that is read, in bytes: what Windows allows.
 pub(super) const MAX_LIST: u64 = 256 << 10;

@@ -2,7 +2,7 @@
 //! read from the highest bit down.
 #![deny(clippy::arithmetic_side_effects)]
 
-use super::field::{u16_at, u32_at};
+use crate::filesystem::field::{u16_at, u32_at};
 
 /// Bits still to be read, and the bytes behind them.
 pub(super) struct Bits<'a> {

@@ -2,8 +2,8 @@
 //! MFT begins.
 #![deny(clippy::arithmetic_side_effects)]
 
-use super::field::{u8_at, u16_at, u32_at, u64_at};
 use crate::error::{Error, Result};
+use crate::filesystem::field::{u8_at, u16_at, u32_at, u64_at};
 
 const WHAT: &str = "NTFS boot sector";
 

@@ -6,7 +6,7 @@
 //! the further into the chunk, the more of them say how far.
 #![deny(clippy::arithmetic_side_effects)]
 
-use super::field::{index, u16_at};
+use crate::filesystem::field::{index, u16_at};
 
 /// Bytes that a chunk decodes to.
 const CHUNK: usize = 4096;

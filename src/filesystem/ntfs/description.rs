@@ -3,14 +3,14 @@
 
 use super::attribute;
 use super::directory::{MAX_UPCASE, UPCASE};
-use super::field::{u8_at, u16_at, u32_at};
 use super::file::flag;
 use super::index::I30;
 use super::mft::Mft;
-use super::name::to_wtf8;
 use super::{Ntfs, ROOT};
 use crate::error::{Error, Result};
 use crate::filesystem::Description;
+use crate::filesystem::field::{u8_at, u16_at, u32_at};
+use crate::filesystem::windows_name::to_wtf8;
 
 /// Records of the files concerned.
 const LOG: u64 = 2;

@@ -9,10 +9,10 @@ use super::file::{FIRST_USER_FILE, flag};
 use super::file_name::FileName;
 use super::index::{I30, Index};
 use super::mft::File;
-use super::name::{UpperCase, from_wtf8, on_disk, push_wtf8, to_wtf8, units};
 use super::record::NUMBER;
 use super::{Ntfs, ROOT};
 use crate::error::{Error, Result};
+use crate::filesystem::windows_name::{UpperCase, from_wtf8, on_disk, push_wtf8, to_wtf8, units};
 use crate::filesystem::{DirEntry, FileType};
 
 /// Record of $UpCase, and the longest that is read.

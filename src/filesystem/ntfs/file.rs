@@ -3,13 +3,14 @@
 #![deny(clippy::arithmetic_side_effects)]
 
 use super::attribute;
-use super::field::{u32_at, u64_at};
 use super::index::I30;
 use super::mft::File;
 use super::reparse::{self, Reparse};
 use super::wof::{self, Method};
-use super::{Ntfs, name, times};
+use super::{Ntfs, times};
 use crate::error::{Error, Result};
+use crate::filesystem::field::{u32_at, u64_at};
+use crate::filesystem::windows_name;
 use crate::filesystem::{Attr, FileType};
 
 /// File attributes, as Windows has them.
@@ -177,7 +178,7 @@ impl Ntfs {
             Some(device_number(number(0)?, number(8)?)).filter(|_| rest.len() == 16)
         };
         Ok(match magic {
-            b"IntxLNK\x01" => Kind::Link(name::to_wtf8(rest)),
+            b"IntxLNK\x01" => Kind::Link(windows_name::to_wtf8(rest)),
             b"IntxCHR\0" => {
                 device().map_or(Kind::Plain, |n| Kind::Special(FileType::CharDevice, n))
             }

@@ -4,9 +4,9 @@
 
 use std::cmp::Ordering;
 
-use super::field::{index, slice_at, u8_at, u32_at, u64_at};
-use super::name::{UpperCase, units};
 use super::record::NUMBER;
+use crate::filesystem::field::{index, slice_at, u8_at, u32_at, u64_at};
+use crate::filesystem::windows_name::{UpperCase, units};
 
 /// Namespace of names that are there for DOS programs only.
 const DOS: u8 = 2;

@@ -13,11 +13,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::attribute;
-use super::field::{index, slice_at, u8_at, u16_at, u32_at, u64_at};
 use super::mft::{File, Mft};
 use super::record::restore;
 use super::stream::Stream;
 use crate::error::{Error, Result};
+use crate::filesystem::field::{index, slice_at, u8_at, u16_at, u32_at, u64_at};
 
 /// The name of a folder's index, as on disk.
 pub(super) const I30: &[u8] = b"$\0I\x003\x000\0";

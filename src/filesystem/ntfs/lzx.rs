@@ -10,8 +10,8 @@
 
 use super::bits::Bits;
 use super::compress::copy_back;
-use super::field::u32_at;
 use super::huffman::Code;
+use crate::filesystem::field::u32_at;
 
 /// Orders of magnitude of distances in a window of 32 KiB.
 const SLOTS: usize = 30;

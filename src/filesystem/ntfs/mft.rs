@@ -15,10 +15,10 @@ use parking_lot::Mutex;
 use super::attribute::{self, Attribute};
 use super::attribute_list::{self, Entry, MAX_LIST};
 use super::boot::Boot;
-use super::field::index;
 use super::record::Record;
 use super::stream::{Sizes, Stream, Volume, sizes};
 use crate::error::{Error, Result};
+use crate::filesystem::field::index;
 use crate::image::BlockRead;
 
 /// Runs of fragmented files that are kept in memory: 16 MiB, or one file's.

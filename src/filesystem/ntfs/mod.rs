@@ -14,7 +14,7 @@
 //!   [`decoded`] keeps what was decoded;
 //! - [`mft`]: files; [`file`]: what they are; [`wof`] ([`xpress_huffman`],
 //!   [`lzx`] over [`bits`] and [`huffman`]): those that Windows compacted;
-//! - [`index`]: B+trees; [`directory`], [`file_name`], [`name`]: folders;
+//! - [`index`]: B+trees; [`directory`], [`file_name`]: folders;
 //! - [`reparse`]: links; [`security`], [`xattr`]: extended attributes;
 //! - [`description`]: the volume.
 //!
@@ -32,14 +32,12 @@ mod compress;
 mod decoded;
 mod description;
 mod directory;
-pub(super) mod field;
 mod file;
 mod file_name;
 mod huffman;
 mod index;
 mod lzx;
 mod mft;
-pub(super) mod name;
 mod record;
 mod reparse;
 mod runs;
@@ -55,13 +53,13 @@ mod xpress_huffman;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
+use super::windows_name::UpperCase;
 use super::{Attr, Description, DirEntry, Extent, FileSystem, Options};
 use crate::error::{Error, Result};
 use crate::image::BlockRead;
 use decoded::Decoded;
 use file::Kind;
 use mft::{File, Mft};
-use name::UpperCase;
 use stream::Stream;
 use wof::Compacted;
 

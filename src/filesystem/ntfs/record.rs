@@ -6,8 +6,8 @@
 #![deny(clippy::arithmetic_side_effects)]
 
 use super::attribute::{Attribute, Attributes};
-use super::field::{index, u16_at, u32_at, u64_at};
 use crate::error::{Error, Result};
+use crate::filesystem::field::{index, u16_at, u32_at, u64_at};
 
 /// Bytes between two protected places; 512 on disks of any sector size.
 const STRIDE: usize = 512;

@@ -10,11 +10,11 @@
 use std::collections::BTreeSet;
 
 use super::attribute;
-use super::field::{index, slice_at, u8_at, u16_at, u32_at};
 use super::mft::File;
-use super::name::to_wtf8;
 use super::{Ntfs, ROOT};
 use crate::error::{Error, Result};
+use crate::filesystem::field::{index, slice_at, u8_at, u16_at, u32_at};
+use crate::filesystem::windows_name::to_wtf8;
 use crate::filesystem::{FileSystem, FileType};
 
 /// The longest reparse data, in bytes (Windows: 16 KiB).

@@ -8,11 +8,11 @@ use std::ops::ControlFlow;
 
 use super::Ntfs;
 use super::attribute;
-use super::field::{index, u32_at, u64_at};
 use super::file::Information;
 use super::index::Index;
 use super::mft::File;
 use crate::error::{Error, Result};
+use crate::filesystem::field::{index, u32_at, u64_at};
 
 /// Record of $Secure.
 const SECURE: u64 = 9;

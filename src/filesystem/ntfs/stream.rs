@@ -15,10 +15,10 @@ use bytes::Bytes;
 use super::attribute::{Attribute, Body, COMPRESSED, ENCRYPTED};
 use super::boot::Boot;
 use super::decoded::Decoded;
-use super::field::index;
 use super::runs::{Runs, Stretch};
 use crate::error::{Error, Result};
 use crate::filesystem::Extent;
+use crate::filesystem::field::index;
 use crate::image::BlockRead;
 use units::Unit;
 

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::decoded::{Decoded, copy_part};
-use super::field::{index, u32_at};
 use super::stream::{Stream, Volume, Way};
 use super::{lzx, xpress_huffman};
 use crate::error::{Error, Result};
+use crate::filesystem::field::{index, u32_at};
 use crate::image::patience;
 
 /// Bytes that are decoded at once: a multiple of every chunk's length.

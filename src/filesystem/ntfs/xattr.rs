@@ -6,14 +6,14 @@
 use std::ops::ControlFlow;
 
 use super::attribute;
-use super::field::{slice_at, u32_at, u64_at};
 use super::file::{FIRST_USER_FILE, Information, Kind, flag};
 use super::index::Index;
 use super::mft::File;
-use super::name::{from_wtf8, on_disk, push_wtf8, to_wtf8, units};
 use super::record::NUMBER;
 use super::{Ntfs, ROOT, wof};
 use crate::error::{Error, Result};
+use crate::filesystem::field::{slice_at, u32_at, u64_at};
+use crate::filesystem::windows_name::{from_wtf8, on_disk, push_wtf8, to_wtf8, units};
 
 /// The longest value, in bytes: what Linux allows.
 pub(super) const MAX_VALUE: u64 = 64 << 10;

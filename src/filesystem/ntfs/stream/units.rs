@@ -12,9 +12,9 @@ use bytes::Bytes;
 
 use super::{MAX_UNIT, Stream, Volume, Way};
 use crate::error::{Error, Result};
+use crate::filesystem::field::index;
 use crate::filesystem::ntfs::compress;
 use crate::filesystem::ntfs::decoded::{Decoded, copy_part};
-use crate::filesystem::ntfs::field::index;
 use crate::filesystem::ntfs::runs::{Runs, Stretch};
 use crate::image::patience;
 

@@ -16,11 +16,11 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 
 use super::super::attribute;
-use super::super::name::push_wtf8;
 use super::compare::{compare, list, read};
 use super::content::{compressed_folder, junction, set, walk_to, windows_symlink};
 use super::scratch::{Mount, Random, Scratch, open};
 use crate::filesystem::ntfs::Ntfs;
+use crate::filesystem::windows_name::push_wtf8;
 use crate::filesystem::{FileSystem, FileType};
 
 /// Fills the volume with `count` files.

@@ -1,6 +1,6 @@
-//! Names: UTF-16 on disk, bytes on Linux.
+//! Names of Windows' formats: UTF-16 on disk, bytes on Linux.
 //!
-//! NTFS does not care whether surrogates come in pairs. Lone ones are carried as
+//! Windows does not care whether surrogates come in pairs. Lone ones are carried as
 //! three bytes each (WTF-8), so that every name has exactly one spelling and can
 //! be looked up again.
 #![deny(clippy::arithmetic_side_effects)]
