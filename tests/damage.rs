@@ -267,18 +267,18 @@ fn damaged_data_of_btrfs_is_read_from_its_other_copy() {
     const SECTOR: usize = 4096;
     let lab = Lab::new();
     lab.configure("");
-    let raw = lab.path("work/a.raw");
-    shell(&format!(
-        "truncate -s 256M {raw:?} && mkfs.btrfs -q -m dup -d dup {raw:?}"
-    ));
-    let raw = RawDisk::at(&raw, 0);
     // Each sector of the file is like no other.
     let content: Vec<u8> = (0..1024_u64)
         .flat_map(|n| (0..SECTOR as u64 / 8).map(move |m| n << 32 | m | 1 << 60))
         .flat_map(u64::to_le_bytes)
         .collect();
-    raw.write(|root| fs::write(root.join("file"), &content).unwrap());
-    let mut disk = fs::read(&raw.path).unwrap();
+    let (folder, raw) = (lab.path("work/folder"), lab.path("work/a.raw"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), &content).unwrap();
+    shell(&format!(
+        "truncate -s 256M {raw:?} && mkfs.btrfs -q -m dup -d dup --rootdir {folder:?} {raw:?}"
+    ));
+    let mut disk = fs::read(&raw).unwrap();
     let mut damage = |sector: usize, copies: &[usize]| {
         let wanted = &content[sector * SECTOR..][..SECTOR];
         let places: Vec<usize> = (0..disk.len())
@@ -292,8 +292,8 @@ fn damaged_data_of_btrfs_is_read_from_its_other_copy() {
     damage(101, &[1]);
     damage(500, &[1]);
     damage(700, &[0, 1]);
-    fs::write(&raw.path, &disk).unwrap();
-    full(&lab, &raw.path, "vm", 0, "20251008-192431");
+    fs::write(&raw, &disk).unwrap();
+    full(&lab, &raw, "vm", 0, "20251008-192431");
     lab.scan();
     let _daemon = Daemon::start(&lab);
     let file = fs::File::open(lab.mountpoint().join("vm/latest/disk0/file")).unwrap();

@@ -56,7 +56,10 @@ impl KernelMount {
         let ro = if options.starts_with("ro") { "-r" } else { "" };
         let device = shell(&format!("losetup --show -f {ro} -o {offset} {image:?}"));
         let device = device.trim().to_owned();
-        shell(&format!("mount -o {options} {device} {:?}", dir.path()));
+        shell(&format!(
+            "mount -t ext4 -o {options} {device} {:?}",
+            dir.path()
+        ));
         Self { dir, device }
     }
 }
