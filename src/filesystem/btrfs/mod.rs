@@ -11,14 +11,14 @@
 //! - [`subvolume`]: which trees hold files, and the numbers of their inodes;
 //! - [`inode`], [`directory`], [`xattr`];
 //! - [`extent`]: the content of files; [`compress`] and [`lzo`] decode it,
-//!   [`verified`] reads what they decode, [`decoded`] keeps it;
+//!   [`verified`] reads what is verified here, [`decoded`] keeps what was decoded;
 //! - [`description`].
 //!
-//! Every node's checksum is verified, and that of data which is decoded here or
-//! belongs to a small file; another copy is taken if one is wrong. The data of
-//! large files that is stored as it is goes from the disk to the caller
-//! unverified, and from the first copy there is. The log tree (what was fsynced after the last
-//! commit) is not replayed; [`Description::notes`] says so where it matters.
+//! Every node's checksum is verified, and that of data: what is decoded here or
+//! belongs to a small file by this reader, the rest by whoever reads it
+//! ([`super::Check`]), who comes back for another copy if one is wrong. The log tree
+//! (what was fsynced after the last commit) is not replayed; [`Description::notes`]
+//! says so where it matters.
 //!
 //! Memory is bounded by: 4 MiB of nodes and 2 MiB of decoded extents; 20 MiB of
 //! chunks (1 MiB for 10 TiB as they are made today); 2 MiB of subvolumes; 1 MiB for
