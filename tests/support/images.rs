@@ -55,12 +55,17 @@ impl KernelMount {
         let dir = tempfile::tempdir().unwrap();
         let ro = if options.starts_with("ro") { "-r" } else { "" };
         let device = shell(&format!("losetup --show -f {ro} -o {offset} {image:?}"));
-        let device = device.trim().to_owned();
+        // From here on it is given back, also where mounting fails.
+        let mount = Self {
+            dir,
+            device: device.trim().to_owned(),
+        };
         shell(&format!(
-            "mount -t ext4 -o {options} {device} {:?}",
-            dir.path()
+            "mount -t ext4 -o {options} {} {:?}",
+            mount.device,
+            mount.dir.path()
         ));
-        Self { dir, device }
+        mount
     }
 }
 

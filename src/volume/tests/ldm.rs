@@ -371,7 +371,7 @@ fn databases_that_differ() {
         volumes.iter().any(|v| v.name == "Renamed1")
             && !volumes.iter().any(|v| v.name == "Stripe1")
     );
-    images[2].write((group.sectors - CONFIG + 17) * SECTOR, b"XXXX");
+    images[2].write((group.sectors - CONFIG + 17) * SECTOR, b"BAD!");
     let (volumes, opened) = backup.look(2);
     assert_eq!(
         (shown(&volumes), opened),
