@@ -13,6 +13,7 @@ mod check;
 pub mod ext;
 pub mod fat;
 mod field;
+mod file_type;
 pub mod ntfs;
 mod options;
 mod windows_name;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::image::BlockRead;
 pub use check::Check;
+pub use file_type::FileType;
 pub use options::{Options, parse_time_zone};
 
 /// A point in time: seconds since 1970-01-01 UTC, and nanoseconds (0..10⁹).
@@ -33,25 +35,6 @@ pub struct Time {
     pub seconds: i64,
     /// 0 to 999,999,999, added to the seconds.
     pub nanoseconds: u32,
-}
-
-/// The type of a file, as `st_mode` and `d_type` tell it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileType {
-    /// A regular file.
-    Regular,
-    /// A folder.
-    Directory,
-    /// A symbolic link.
-    Symlink,
-    /// A named pipe.
-    Fifo,
-    /// A character device.
-    CharDevice,
-    /// A block device.
-    BlockDevice,
-    /// A unix socket.
-    Socket,
 }
 
 /// What `stat` tells of a file in the guest.
@@ -99,6 +82,11 @@ pub struct DirEntry<'a> {
     pub kind: Option<FileType>,
     /// Where to go on after this entry; never 0.
     pub next: u64,
+}
+
+/// Whether a name on disk can be one on Linux.
+pub(crate) fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
 }
 
 /// A piece of a file.

@@ -17,7 +17,7 @@ use super::node::Key;
 use super::subvolume::{FIRST_OBJECT, Place, ROOT_ITEM, TOP, TOP_LEVEL};
 use crate::error::{Error, Result};
 use crate::filesystem::field::{slice_at, u8_at, u16_at};
-use crate::filesystem::{DirEntry, FileType};
+use crate::filesystem::{DirEntry, FileType, is_name};
 
 const INODE_REF: u8 = 12;
 const DIR_ITEM: u8 = 84;
@@ -48,23 +48,15 @@ impl<'a> Entry<'a> {
     }
 
     fn kind(&self) -> Option<FileType> {
-        match self.kind & 0x7f {
-            _ if self.location.kind == ROOT_ITEM => Some(FileType::Directory),
-            1 => Some(FileType::Regular),
-            2 => Some(FileType::Directory),
-            3 => Some(FileType::CharDevice),
-            4 => Some(FileType::BlockDevice),
-            5 => Some(FileType::Fifo),
-            6 => Some(FileType::Socket),
-            7 => Some(FileType::Symlink),
-            _ => None,
+        if self.location.kind == ROOT_ITEM {
+            return Some(FileType::Directory);
         }
+        // The upper bit says that the name is encrypted.
+        FileType::of_entry(self.kind & 0x7f)
     }
 
     fn has_sound_name(&self) -> bool {
-        !matches!(self.name, b"" | b"." | b"..")
-            && self.name.len() <= 255
-            && !self.name.iter().any(|byte| matches!(byte, b'/' | 0))
+        is_name(self.name) && self.name.len() <= 255
     }
 }
 

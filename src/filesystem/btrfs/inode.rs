@@ -127,16 +127,7 @@ fn parse(item: &[u8], sector: u64) -> Option<(FileType, u64, Attr)> {
         })
     };
     let mode = u32_at(item, 52)?;
-    let kind = match mode & libc::S_IFMT {
-        libc::S_IFREG => FileType::Regular,
-        libc::S_IFDIR => FileType::Directory,
-        libc::S_IFLNK => FileType::Symlink,
-        libc::S_IFIFO => FileType::Fifo,
-        libc::S_IFCHR => FileType::CharDevice,
-        libc::S_IFBLK => FileType::BlockDevice,
-        libc::S_IFSOCK => FileType::Socket,
-        _ => return None,
-    };
+    let kind = FileType::of_mode(u16::try_from(mode & 0xffff).ok()?)?;
     // Linux's own form of a device number: 12 bits, 20 bits.
     let device = u32::try_from(u64_at(item, 56)?).unwrap_or(0);
     let rdev = match kind {

@@ -16,7 +16,7 @@ use super::inode::Inode;
 use super::map::Run;
 use super::{Ext, ROOT, border, le16, le32};
 use crate::error::{Error, Result};
-use crate::filesystem::{DirEntry, FileType};
+use crate::filesystem::{DirEntry, FileType, is_name};
 
 /// How much of a folder is read at once.
 const CHUNK: u64 = 32 * 1024;
@@ -283,7 +283,11 @@ impl Ext {
                 let entry = DirEntry {
                     ino: u64::from(record.ino),
                     name: record.name,
-                    kind: if typed { kind(record.kind) } else { None },
+                    kind: if typed {
+                        FileType::of_entry(record.kind)
+                    } else {
+                        None
+                    },
                     next: place(record.next),
                 };
                 if each(entry).is_break() {
@@ -373,23 +377,4 @@ pub(super) fn find_in(block: &[u8], name: &[u8]) -> std::result::Result<Option<u
         }
     }
     Ok(None)
-}
-
-/// Whether Linux could show it as a file's name.
-fn is_name(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
-}
-
-/// The type that a record tells (`EXT4_FT_…`).
-fn kind(code: u8) -> Option<FileType> {
-    Some(match code {
-        1 => FileType::Regular,
-        2 => FileType::Directory,
-        3 => FileType::CharDevice,
-        4 => FileType::BlockDevice,
-        5 => FileType::Fifo,
-        6 => FileType::Socket,
-        7 => FileType::Symlink,
-        _ => return None,
-    })
 }

@@ -58,16 +58,8 @@ impl Inode {
     }
 
     pub(super) fn kind(&self) -> Result<FileType> {
-        Ok(match self.disk.mode & disk::S_IFMT {
-            disk::S_IFREG => FileType::Regular,
-            disk::S_IFDIR => FileType::Directory,
-            disk::S_IFLNK => FileType::Symlink,
-            disk::S_IFIFO => FileType::Fifo,
-            disk::S_IFCHR => FileType::CharDevice,
-            disk::S_IFBLK => FileType::BlockDevice,
-            disk::S_IFSOCK => FileType::Socket,
-            _ => return Err(self.corrupt(format!("mode {:o} is no file type", self.disk.mode))),
-        })
+        FileType::of_mode(self.disk.mode)
+            .ok_or_else(|| self.corrupt(format!("mode {:o} is no file type", self.disk.mode)))
     }
 
     /// Length in bytes of the fields past the base that are in use

@@ -14,7 +14,7 @@ use super::index::{DIR_LEAF, DIR_LEAF1, Index, hash};
 use super::inode::{Format, Inode};
 use super::store::{DIR_DATA, Fault};
 use crate::error::{Error, Result};
-use crate::filesystem::{DirEntry, FileType};
+use crate::filesystem::{DirEntry, FileType, is_name};
 use crate::image::patience;
 
 /// Where the index begins in the address space, in bytes; entries end there.
@@ -244,7 +244,7 @@ impl Xfs {
             Ok(each(DirEntry {
                 ino: entry.ino,
                 name: entry.name,
-                kind: entry.code.and_then(kind),
+                kind: entry.code.and_then(FileType::of_entry),
                 next: entry.place.saturating_add(1),
             }))
         })
@@ -428,23 +428,4 @@ fn index_in(block: &[u8]) -> Option<(usize, usize)> {
     let count = usize::try_from(u32_at(block, tail)?).ok()?;
     let start = tail.checked_sub(count.checked_mul(8)?)?;
     Some((start, count))
-}
-
-/// Whether Linux could show it as a file's name.
-fn is_name(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
-}
-
-/// The type that an entry tells (`XFS_DIR3_FT_…`).
-fn kind(code: u8) -> Option<FileType> {
-    Some(match code {
-        1 => FileType::Regular,
-        2 => FileType::Directory,
-        3 => FileType::CharDevice,
-        4 => FileType::BlockDevice,
-        5 => FileType::Fifo,
-        6 => FileType::Socket,
-        7 => FileType::Symlink,
-        _ => return None,
-    })
 }

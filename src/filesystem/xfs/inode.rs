@@ -124,16 +124,8 @@ impl Inode {
         if mode == 0 || nlink == 0 || flags2 & METADATA != 0 {
             return Ok(None);
         }
-        let kind = match mode >> 12 {
-            0o01 => FileType::Fifo,
-            0o02 => FileType::CharDevice,
-            0o04 => FileType::Directory,
-            0o06 => FileType::BlockDevice,
-            0o10 => FileType::Regular,
-            0o12 => FileType::Symlink,
-            0o14 => FileType::Socket,
-            _ => return Err(format!("mode {mode:o} is no file type")),
-        };
+        let kind =
+            FileType::of_mode(mode).ok_or_else(|| format!("mode {mode:o} is no file type"))?;
         let size = n64(56).ok_or_else(short)?;
         if size > i64::MAX.unsigned_abs() {
             return Err("its size is negative".into());
