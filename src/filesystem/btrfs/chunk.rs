@@ -248,8 +248,8 @@ impl Chunks {
     /// takes copy number `copy`, or else another one whose device is there.
     ///
     /// # Errors
-    /// `Corrupt` for what no chunk holds or what lies past a device's end,
-    /// `Unsupported` for what lies on a missing device alone.
+    /// `Corrupt` for what no chunk holds, what lies past a device's end, and what
+    /// lies on a missing device alone.
     pub(super) fn map(
         &self,
         logical: u64,
@@ -346,14 +346,14 @@ impl Chunks {
                     });
                 }
                 None => {
-                    trouble = Some(Error::Unsupported {
-                        what: what(),
-                        reason: format!(
+                    trouble = Some(Error::corrupt(
+                        what(),
+                        format!(
                             "it lies on device {} (UUID {}), which is missing",
                             device.id,
                             uuid::Uuid::from_bytes(device.uuid)
                         ),
-                    });
+                    ));
                 }
             }
         }
