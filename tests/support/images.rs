@@ -71,9 +71,16 @@ impl KernelMount {
 
 impl Drop for KernelMount {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg(self.dir.path())
-            .status();
+        // A process that another test is just starting may still hold its files.
+        for _ in 0..200 {
+            let umount = std::process::Command::new("umount")
+                .arg(self.dir.path())
+                .output();
+            if umount.is_ok_and(|output| output.status.success()) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         let _ = std::process::Command::new("losetup")
             .args(["-d", &self.device])
             .status();

@@ -11,7 +11,7 @@ use super::pool::{Pool, sh};
 use crate::error::{Error, Result};
 use crate::filesystem::btrfs::Btrfs;
 use crate::filesystem::btrfs::checksum::Checksum;
-use crate::filesystem::ext::tests::image::bytes;
+use crate::filesystem::ext::tests::image::{bytes, unmount};
 use crate::filesystem::{Description, Extent, FileSystem, FileType, Source};
 
 /// A little of everything.
@@ -384,7 +384,7 @@ fn a_seed_is_refused() {
         mount.btrfs(&["device", "add", "-f", device.trim()], "");
         sh(&[&"mount", &"-o", &"remount,rw", &mount.path()]);
         fs::write(mount.path().join("new"), "new").expect("a file");
-        sh(&[&"umount", &mount.path()]);
+        unmount(&mount.path());
         sh(&[&"btrfs", &"device", &"scan", &"--forget", &device.trim()]);
         sh(&[&"losetup", &"-d", &device.trim()]);
     }

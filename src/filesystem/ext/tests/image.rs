@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use nix::fcntl::{AT_FDCWD, FallocateFlags, fallocate};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
@@ -125,11 +125,25 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let status = Command::new("umount").arg(&self.0).status();
-        if !status.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-        }
+        unmount(&self.0);
     }
+}
+
+/// Unmounts what is not unmounted yet: all is written when this returns. A process
+/// that another test is just starting may still hold files of the mount.
+pub(in crate::filesystem) fn unmount(at: &Path) {
+    for _ in 0..200 {
+        let output = Command::new("umount").arg(at).output();
+        let done = |output: Output| {
+            output.status.success()
+                || String::from_utf8_lossy(&output.stderr).contains("not mounted")
+        };
+        if output.is_ok_and(done) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(std::thread::panicking(), "{at:?} stays mounted");
 }
 
 /// An image file.

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::filesystem::ext::tests::image::unmount;
 use crate::filesystem::fat::Fat;
 use crate::filesystem::ntfs::tests::scratch::{ImageFile, Random, run};
 use crate::filesystem::{Options, parse_time_zone};
@@ -235,16 +236,7 @@ pub(super) struct Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // A block device's file system has written all when this returns. A
-        // process that another test is just starting may still hold its files.
-        let unmount = || Command::new("umount").arg(&self.at).output();
-        for _ in 0..200 {
-            if unmount().is_ok_and(|output| output.status.success()) {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        assert!(std::thread::panicking(), "{:?} stays mounted", self.at);
+        unmount(&self.at);
     }
 }
 

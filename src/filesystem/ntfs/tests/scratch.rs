@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::filesystem::ext::tests::image::unmount;
 use crate::filesystem::ntfs::Ntfs;
 use crate::image::BlockRead;
 
@@ -166,16 +167,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let umount = |args: &[&str]| {
-            Command::new("umount")
-                .args(args)
-                .arg(&self.at)
-                .status()
-                .is_ok_and(|s| s.success())
-        };
-        if !umount(&[]) {
-            umount(&["-l"]);
-        }
+        unmount(&self.at);
         // The daemon writes what it still has before it ends.
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(20) {
