@@ -178,11 +178,22 @@ pub(crate) struct Config {
     /// Bytes.
     pub(crate) cache_size: u64,
     pub(crate) xattrs: bool,
-    #[allow(
-        dead_code,
-        reason = "checked now, listened on when there is an HTTP side"
-    )]
     pub(crate) listen: SocketAddr,
+    pub(crate) api: bool,
+    pub(crate) api_user: String,
+    /// Certificate and key.
+    pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    pub(crate) allow_plain_http: bool,
+    pub(crate) token_lifetime: Duration,
+    pub(crate) max_downloads: usize,
+    /// Bytes; `None` for any.
+    pub(crate) max_file_size: Option<u64>,
+    /// Bytes; `None` for any.
+    pub(crate) max_archive_size: Option<u64>,
+    pub(crate) download_timeout: Duration,
+    pub(crate) stall_timeout: Duration,
+    pub(crate) audit_retention: Duration,
+    pub(crate) metrics: bool,
     pub(crate) request_timeout: Duration,
     pub(crate) start_timeout: Duration,
     pub(crate) connections: usize,
@@ -227,6 +238,8 @@ impl Config {
                 .unwrap_or_else(|| default_value(key, sources));
             values.written.push((key, written));
         }
+        let flag = [("true", true), ("false", false)];
+        let limit = |size: u64| (size > 0).then_some(size);
         let config = Self {
             mountpoint: values.path("mountpoint")?,
             repositories: values.paths("repositories")?,
@@ -236,9 +249,33 @@ impl Config {
             idle_timeout: values.duration("idle_timeout")?,
             sweep_interval: values.duration("sweep_interval")?,
             cache_size: values.size("cache_size", 1 << 20, 1 << 40)?,
-            xattrs: values.word("xattrs", &[("true", true), ("false", false)])?,
+            xattrs: values.word("xattrs", &flag)?,
             guest_time_zone: values.time_zone("guest_time_zone")?,
             listen: values.parsed("listen", "an address and a port, such as 127.0.0.1:8082")?,
+            api: values.word("api", &flag)?,
+            api_user: values.text("api_user")?,
+            tls: match (
+                values.optional_path("tls_certificate")?,
+                values.optional_path("tls_key")?,
+            ) {
+                (Some(certificate), Some(key)) => Some((certificate, key)),
+                (None, None) => None,
+                (Some(_), None) => {
+                    return Err(values.refuse("tls_certificate", "needs tls_key as well"));
+                }
+                (None, Some(_)) => {
+                    return Err(values.refuse("tls_key", "needs tls_certificate as well"));
+                }
+            },
+            allow_plain_http: values.word("allow_plain_http", &flag)?,
+            token_lifetime: values.duration("token_lifetime")?,
+            max_downloads: values.number("max_downloads", 1, 1000, "nothing could be taken")?,
+            max_file_size: limit(values.size("max_file_size", 0, 1 << 60)?),
+            max_archive_size: limit(values.size("max_archive_size", 0, 1 << 60)?),
+            download_timeout: values.duration("download_timeout")?,
+            stall_timeout: values.duration("stall_timeout")?,
+            audit_retention: values.duration("audit_retention")?,
+            metrics: values.word("metrics", &flag)?,
             request_timeout: values.duration("request_timeout")?,
             start_timeout: values.duration("start_timeout")?,
             connections: values.number("connections", 1, 16, "no disk could be read")?,
@@ -259,12 +296,18 @@ impl Config {
             guest_owner: values.owner("guest_owner")?,
             guest_file_mode: values.mode("guest_file_mode")?,
             guest_folder_mode: values.mode("guest_folder_mode")?,
-            guest_ignore_case: values
-                .word("guest_ignore_case", &[("true", true), ("false", false)])?,
+            guest_ignore_case: values.word("guest_ignore_case", &flag)?,
             log: values.text("log")?,
             uid: sources.uid,
             written: Vec::new(),
         };
+        if config.tls.is_none() && !config.allow_plain_http && !config.listen.ip().is_loopback() {
+            return Err(values.refuse(
+                "listen",
+                "passwords would go over the network unencrypted; set tls_certificate and \
+                 tls_key, or allow_plain_http = true",
+            ));
+        }
         if let Err(error) = crate::logging::filter(&config.log) {
             return Err(values.refuse("log", &error));
         }

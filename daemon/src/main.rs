@@ -16,6 +16,7 @@ mod copy;
 mod cp_command;
 mod destination;
 mod doctor;
+mod files;
 mod gate;
 mod logging;
 mod ls_command;

@@ -58,10 +58,16 @@ impl Lab {
         self.path("sendense.toml")
     }
 
-    /// Writes the configuration; `extra` holds further lines of TOML.
+    /// Writes the configuration; `extra` holds further lines of TOML. There is no
+    /// HTTP side unless they say so: many tests run at once, and its port is one.
     pub fn configure(&self, extra: &str) {
+        let api = if extra.contains("api =") {
+            ""
+        } else {
+            "api = false\n"
+        };
         let text = format!(
-            "mountpoint = {:?}\nrepositories = [{:?}]\nstate_dir = {:?}\nruntime_dir = {:?}\n{extra}\n",
+            "{api}mountpoint = {:?}\nrepositories = [{:?}]\nstate_dir = {:?}\nruntime_dir = {:?}\n{extra}\n",
             self.mountpoint(),
             self.path("repository"),
             self.path("state"),

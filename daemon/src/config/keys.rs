@@ -8,6 +8,8 @@ pub(super) const PREFIX: &str = "SENDENSE_";
 pub(crate) enum Form {
     /// An absolute path.
     Path,
+    /// An absolute path, or nothing.
+    OptionalPath,
     /// Absolute paths.
     Paths,
     /// A whole number.
@@ -28,7 +30,7 @@ impl Form {
     /// The placeholder in the help text.
     pub(super) const fn placeholder(self) -> &'static str {
         match self {
-            Self::Path => "PATH",
+            Self::Path | Self::OptionalPath => "PATH",
             Self::Paths => "PATH[:PATH…]",
             Self::Number => "N",
             Self::Duration => "DURATION",
@@ -156,8 +158,106 @@ pub(crate) const KEYS: &[Key] = &[
         "listen",
         Form::Text,
         "127.0.0.1:8082",
-        "Address and port of the HTTP side. Checked, but not used yet: nothing listens there so \
-         far.",
+        "Address and port of the HTTP side. Other addresses than loopback need tls_certificate \
+         and tls_key, or allow_plain_http.",
+    ),
+    key(
+        "api",
+        "api",
+        Form::Word,
+        "true",
+        "Whether serve starts the HTTP side (sendense api) and keeps it running (true or false). \
+         With false it can be run by itself.",
+    ),
+    key(
+        "api_user",
+        "api-user",
+        Form::Text,
+        "nobody",
+        "The ordinary user that the HTTP side becomes when it is started by root; its group is \
+         the one of the key group.",
+    ),
+    key(
+        "tls_certificate",
+        "tls-certificate",
+        Form::OptionalPath,
+        "",
+        "The server's certificate and those between it and its authority (PEM). With it the HTTP \
+         side speaks TLS only.",
+    ),
+    key(
+        "tls_key",
+        "tls-key",
+        Form::OptionalPath,
+        "",
+        "The certificate's private key (PEM), readable by nobody but its owner.",
+    ),
+    key(
+        "allow_plain_http",
+        "allow-plain-http",
+        Form::Word,
+        "false",
+        "Whether passwords and files may go over the network without TLS (true or false). \
+         Without it only loopback addresses do without a certificate.",
+    ),
+    key(
+        "token_lifetime",
+        "token-lifetime",
+        Form::Duration,
+        "12h",
+        "How long one is logged in to the HTTP side.",
+    ),
+    key(
+        "max_downloads",
+        "max-downloads",
+        Form::Number,
+        "64",
+        "How many downloads run at once over HTTP (1 to 1000). More are asked to come back \
+         later.",
+    ),
+    key(
+        "max_file_size",
+        "max-file-size",
+        Form::Size,
+        "0",
+        "The largest file that can be downloaded over HTTP; 0 for any.",
+    ),
+    key(
+        "max_archive_size",
+        "max-archive-size",
+        Form::Size,
+        "0",
+        "The most that can be downloaded over HTTP as one archive, before compression; 0 for \
+         any.",
+    ),
+    key(
+        "download_timeout",
+        "download-timeout",
+        Form::Duration,
+        "24h",
+        "How long one download over HTTP may take.",
+    ),
+    key(
+        "stall_timeout",
+        "stall-timeout",
+        Form::Duration,
+        "60s",
+        "A client of the HTTP side that takes or sends nothing for so long is dropped.",
+    ),
+    key(
+        "audit_retention",
+        "audit-retention",
+        Form::Duration,
+        "1y",
+        "How long the record of who took what over HTTP is kept.",
+    ),
+    key(
+        "metrics",
+        "metrics",
+        Form::Word,
+        "true",
+        "Whether /metrics answers (true or false). It needs no password and names no VM, user \
+         or file.",
     ),
     key(
         "request_timeout",

@@ -70,6 +70,15 @@ impl Values {
         self.absolute(name, self.word_of(name)?)
     }
 
+    /// `None` where it is empty.
+    pub(super) fn optional_path(&self, name: &str) -> Result<Option<PathBuf>> {
+        match self.get(name)?.words.last() {
+            None => Ok(None),
+            Some(word) if word.is_empty() => Ok(None),
+            Some(word) => self.absolute(name, word).map(Some),
+        }
+    }
+
     pub(super) fn paths(&self, name: &str) -> Result<Vec<PathBuf>> {
         let words = &self.get(name)?.words;
         words.iter().map(|word| self.absolute(name, word)).collect()

@@ -1,0 +1,8 @@
+//! The guests' files as a client far away may have them: read through the mounted
+//! tree, and never from anywhere else.
+//!
+//! The idea: whatever a client names is looked up by the kernel beneath one open
+//! folder, in one call that cannot leave it ([`beneath`]). No path is ever put
+//! together from a client's string.
+
+pub(crate) mod beneath;
