@@ -17,8 +17,9 @@
 //! - [`walk`] and [`scan`]: finding images; [`record`]: one image by hand, and
 //!   removal; [`found`]: the rows that both write; [`relations`]: chains;
 //! - [`identity`]: whether a file is still the one that a row speaks of;
-//! - [`shapes`], [`exchange`] and [`json`]: the JSON that clients know.
+//! - [`shapes`], [`chain`], [`exchange`] and [`json`]: the JSON that clients know.
 
+mod chain;
 mod exchange;
 mod found;
 mod identity;
@@ -35,6 +36,7 @@ mod shapes;
 mod tests;
 mod walk;
 
+pub use chain::ChainLink;
 pub use exchange::ImportSummary;
 pub use identity::ImageIdentity;
 pub use record::{NewImage, Removed};

@@ -5,9 +5,10 @@ use super::Catalog;
 use crate::error::{Error, Result};
 use rusqlite::{Connection, Row};
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 /// A VM as the hub knows it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct VmContext {
     pub context_id: String,
@@ -26,7 +27,7 @@ pub struct VmContext {
 }
 
 /// The disks that a VM has now.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct VmDisks {
     pub context_id: String,
@@ -36,7 +37,7 @@ pub struct VmDisks {
 }
 
 /// A disk of a VM.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct VmDisk {
     pub disk_index: u32,
@@ -50,7 +51,7 @@ pub struct VmDisk {
 }
 
 /// A backup in a list.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct BackupSummary {
     pub backup_id: String,
@@ -67,7 +68,7 @@ pub struct BackupSummary {
 }
 
 /// A backup with its disks.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct Backup {
     pub backup_id: String,
@@ -91,7 +92,7 @@ pub struct Backup {
 }
 
 /// A disk of a backup.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct BackupDisk {
     pub disk_index: u32,
@@ -119,7 +120,7 @@ pub struct BackupDisk {
 }
 
 /// To three decimals, and `102` rather than `102.0`.
-fn short_number<S: Serializer>(
+pub(super) fn short_number<S: Serializer>(
     number: &Option<f64>,
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
@@ -227,6 +228,17 @@ const BACKUPS: &str = "SELECT j.id, j.vm_backup_context_id, c.vm_name, j.status,
         j.error_message, j.recorded_by, j.created_at, j.completed_at
     FROM backup_jobs j JOIN vm_backup_contexts c ON c.context_id = j.vm_backup_context_id";
 
+fn vm_disk(row: &Row<'_>) -> rusqlite::Result<VmDisk> {
+    Ok(VmDisk {
+        disk_index: row.get(0)?,
+        vmware_disk_key: row.get(1)?,
+        label: row.get(2)?,
+        size_gb: row.get(3)?,
+        datastore: row.get(4)?,
+        path: row.get(5)?,
+    })
+}
+
 fn backup(row: &Row<'_>) -> rusqlite::Result<Backup> {
     Ok(Backup {
         backup_id: row.get(0)?,
@@ -328,6 +340,57 @@ impl Catalog {
             .pop()
             .map(|backup| with_disks(connection, backup))
             .transpose()
+        })
+    }
+
+    /// The disks that a VM has, as the hub tells; where it does not, those of the
+    /// newest completed backup. `None` if there is no such VM.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn vm_disks(&self, vm_name: &str) -> Result<Option<VmDisks>> {
+        self.read(|connection| {
+            let context: Option<String> = all(
+                connection,
+                "SELECT context_id FROM vm_backup_contexts WHERE vm_name = ?1
+                 ORDER BY created_at DESC, context_id DESC LIMIT 1",
+                [vm_name],
+                |row| row.get(0),
+            )?
+            .pop();
+            let Some(context_id) = context else {
+                return Ok(None);
+            };
+            let told = all(
+                connection,
+                "SELECT disk_index, vmware_disk_key, label, size_gb, datastore, path
+                 FROM vm_disks WHERE context_id = ?1 ORDER BY disk_index",
+                [&context_id],
+                vm_disk,
+            )?;
+            let disks = if told.is_empty() {
+                all(
+                    connection,
+                    "SELECT disk_index, vmware_disk_key,
+                            coalesce(label, 'Hard disk ' || (disk_index + 1)), size_gb, NULL, NULL
+                     FROM current_disks WHERE backup_job_id =
+                         (SELECT j.id FROM backup_jobs j
+                          JOIN vm_backup_contexts c ON c.context_id = j.vm_backup_context_id
+                          WHERE c.vm_name = ?1 AND j.status = 'completed'
+                          ORDER BY j.created_at DESC, j.id DESC LIMIT 1)
+                     ORDER BY disk_index",
+                    [vm_name],
+                    vm_disk,
+                )?
+            } else {
+                told
+            };
+            Ok(Some(VmDisks {
+                context_id,
+                vm_name: vm_name.to_owned(),
+                total_disks: disks.len(),
+                disks,
+            }))
         })
     }
 
