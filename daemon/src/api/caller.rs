@@ -1,0 +1,169 @@
+//! Who asks, and what they may.
+//!
+//! The idea: a handler that takes a [`Caller`] cannot run without one. The token comes
+//! in the header `Authorization`, or from a browser in a cookie that scripts cannot
+//! read and other sites cannot send. A request by cookie that changes something must
+//! prove on top that it comes from our own page: it repeats a value that only the
+//! answer to the log-in held. Users, roles and grants are looked up for each
+//! request, so that a change counts at once.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, header};
+use sendense::catalog::{Role, Session};
+
+use super::answer::{Answer, Failure};
+use super::{App, blocking};
+use crate::auth::Claims;
+
+/// The cookie that holds the token.
+pub(crate) const COOKIE: &str = "sendense_session";
+/// The header that repeats the value of the log-in.
+pub(crate) const CSRF_HEADER: &str = "x-csrf-token";
+
+/// A user who is logged in.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) session: Session,
+    pub(crate) claims: Claims,
+    pub(crate) address: IpAddr,
+}
+
+impl Caller {
+    pub(crate) fn name(&self) -> &str {
+        &self.session.name
+    }
+
+    /// Whether a VM is granted to them.
+    pub(crate) fn sees(&self, vm_name: &str) -> bool {
+        self.session.may_see(vm_name)
+    }
+
+    /// # Errors
+    /// 403.
+    pub(crate) fn must_see(&self, vm_name: &str) -> Answer<()> {
+        if self.sees(vm_name) {
+            return Ok(());
+        }
+        Err(Failure::forbidden(format!(
+            "the VM {vm_name} is not granted to {}; an administrator can grant it",
+            self.name()
+        )))
+    }
+
+    /// # Errors
+    /// 403.
+    pub(crate) fn must_be(&self, role: Role) -> Answer<()> {
+        if self.session.role >= role {
+            return Ok(());
+        }
+        Err(Failure::forbidden(format!(
+            "{} is {}, and this needs {}",
+            self.name(),
+            self.session.role,
+            role
+        )))
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Answer<Self> {
+        let address = address(parts);
+        let given = token(&parts.headers)?;
+        let claims = app
+            .secret
+            .verify(&given.token, jiff::Timestamp::now())
+            .ok_or_else(|| Failure::unauthorized("the token is not valid, or not any more; log in again"))?;
+        if given.by_cookie {
+            prove_origin(parts, &app.secret.csrf(&claims))?;
+        }
+        let (app, asked) = (Arc::clone(app), claims.clone());
+        let session = blocking(move || {
+            Ok(app
+                .catalog
+                .session(asked.sub, asked.generation, &asked.jti)?)
+        })
+        .await?
+        .ok_or_else(|| Failure::unauthorized("you are logged out; log in again"))?;
+        Ok(Self {
+            session,
+            claims,
+            address,
+        })
+    }
+}
+
+/// Where a request comes from.
+pub(crate) fn address(parts: &Parts) -> IpAddr {
+    let info = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+    let address = info.map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip());
+    address.to_canonical()
+}
+
+struct Given {
+    token: String,
+    by_cookie: bool,
+}
+
+fn token(headers: &HeaderMap) -> Answer<Given> {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let value = value.to_str().unwrap_or_default();
+        let (scheme, token) = value.split_once(' ').unwrap_or_default();
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(Failure::unauthorized(
+                "say `Authorization: Bearer <token>`; /api/v1/auth/login gives one",
+            ));
+        }
+        return Ok(Given {
+            token: token.trim().to_owned(),
+            by_cookie: false,
+        });
+    }
+    match cookie(headers) {
+        Some(token) => Ok(Given {
+            token,
+            by_cookie: true,
+        }),
+        None => Err(Failure::unauthorized(
+            "not logged in; /api/v1/auth/login gives a token",
+        )),
+    }
+}
+
+fn cookie(headers: &HeaderMap) -> Option<String> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find(|(name, _)| *name == COOKIE)
+        .map(|(_, value)| value.to_owned())
+}
+
+/// That a request by cookie was made by our own page, and not by another site's.
+fn prove_origin(parts: &Parts, csrf: &str) -> Answer<()> {
+    let text = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok());
+    // Browsers say it, and pages cannot change it.
+    if let Some(site) = text("sec-fetch-site")
+        && !matches!(site, "same-origin" | "none")
+    {
+        return Err(Failure::forbidden("the request comes from another site"));
+    }
+    if matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        return Ok(());
+    }
+    let given = text(CSRF_HEADER).unwrap_or_default();
+    if crate::auth::equal(given.as_bytes(), csrf.as_bytes()) {
+        return Ok(());
+    }
+    Err(Failure::forbidden(
+        "a request with a cookie must repeat the csrf_token of the log-in in the header \
+         X-CSRF-Token",
+    ))
+}

@@ -1,0 +1,299 @@
+//! The downloads that run: how many there may be, what each has sent, and how to end
+//! one.
+//!
+//! The idea: a running download is a [`Ticket`] that its stream owns. The ticket takes
+//! a place when it is made and gives it back when it is dropped, however the stream
+//! ends, and tells then how it went.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::uses::Kept;
+
+/// Ends the connection of a request at once, also while its client takes nothing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Hangup(pub(crate) Arc<Notify>);
+
+/// A download that runs.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Download {
+    /// To cancel it by.
+    pub(crate) download_id: String,
+    pub(crate) mount_id: String,
+    pub(crate) vm_name: String,
+    pub(crate) username: String,
+    /// The file, or the folders and files of the archive.
+    pub(crate) paths: Vec<String>,
+    /// `file`, `zip`, `tar.gz`, `tar.zst`.
+    pub(crate) format: String,
+    /// Bytes sent so far.
+    pub(crate) bytes_sent: u64,
+    /// Bytes in all, where they are known before the end.
+    pub(crate) total_bytes: Option<u64>,
+    pub(crate) started_at: String,
+}
+
+/// The downloads of this process.
+#[derive(Debug)]
+pub(crate) struct Downloads {
+    most: usize,
+    running: Mutex<BTreeMap<Uuid, Arc<Running>>>,
+    /// Sent by downloads that have ended, and how many they were.
+    pub(crate) bytes: AtomicU64,
+    pub(crate) ended: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Running {
+    what: Download,
+    sent: AtomicU64,
+    cancelled: AtomicBool,
+    cancel: Notify,
+}
+
+impl Downloads {
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            running: Mutex::default(),
+            bytes: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+        })
+    }
+
+    /// How many may run at once.
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// How many run.
+    pub(crate) fn count(&self) -> usize {
+        self.running.lock().len()
+    }
+
+    /// A place for one more; `None` if there is none. `what` gets its id here.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        what: Download,
+        kept: Kept,
+        hangup: Hangup,
+        limit: Duration,
+        ended: impl FnOnce(&Ended) + Send + 'static,
+    ) -> Option<Ticket> {
+        let mut running = self.running.lock();
+        if running.len() >= self.most {
+            return None;
+        }
+        let id = Uuid::new_v4();
+        let entry = Arc::new(Running {
+            what: Download {
+                download_id: id.to_string(),
+                ..what
+            },
+            sent: AtomicU64::new(0),
+            cancelled: AtomicBool::new(false),
+            cancel: Notify::new(),
+        });
+        running.insert(id, Arc::clone(&entry));
+        let (watched, deadline) = (Arc::clone(&entry), Instant::now() + limit);
+        let watch = tokio::spawn(async move {
+            tokio::select! {
+                () = watched.cancel.notified() => {}
+                () = tokio::time::sleep_until(deadline.into()) => {}
+            }
+            hangup.0.notify_one();
+        });
+        Some(Ticket {
+            downloads: Arc::clone(self),
+            id,
+            entry,
+            deadline,
+            watch: watch.abort_handle(),
+            complete: false,
+            trouble: None,
+            ended: Some(Box::new(ended)),
+            _kept: kept,
+        })
+    }
+
+    /// What runs now, oldest first.
+    pub(crate) fn list(&self) -> Vec<Download> {
+        let running = self.running.lock();
+        let mut all: Vec<Download> = running
+            .values()
+            .map(|entry| Download {
+                bytes_sent: entry.sent.load(Ordering::Relaxed),
+                ..entry.what.clone()
+            })
+            .collect();
+        all.sort_by(|a, b| (&a.started_at, &a.download_id).cmp(&(&b.started_at, &b.download_id)));
+        all
+    }
+
+    /// One that runs.
+    pub(crate) fn get(&self, id: Uuid) -> Option<Download> {
+        self.running.lock().get(&id).map(|entry| entry.what.clone())
+    }
+
+    /// Ends one; false if it does not run.
+    pub(crate) fn cancel(&self, id: Uuid) -> bool {
+        let entry = self.running.lock().get(&id).cloned();
+        entry.is_some_and(|entry| {
+            entry.stop();
+            true
+        })
+    }
+
+    /// Ends all of a mount.
+    pub(crate) fn cancel_mount(&self, mount_id: &str) {
+        let running = self.running.lock();
+        for entry in running.values() {
+            if entry.what.mount_id == mount_id {
+                entry.stop();
+            }
+        }
+    }
+}
+
+impl Running {
+    fn stop(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        // Kept for whoever looks next.
+        self.cancel.notify_one();
+    }
+}
+
+/// How a download ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) bytes: u64,
+    /// `complete`, `cancelled`, `interrupted` (the client hung up or stalled), `failed`.
+    pub(crate) outcome: &'static str,
+    /// Why it failed, or what of it is missing.
+    pub(crate) detail: Option<String>,
+}
+
+/// A download at work; dropped with its stream.
+pub(crate) struct Ticket {
+    downloads: Arc<Downloads>,
+    id: Uuid,
+    entry: Arc<Running>,
+    deadline: Instant,
+    watch: AbortHandle,
+    complete: bool,
+    trouble: Option<String>,
+    ended: Option<Box<dyn FnOnce(&Ended) + Send>>,
+    _kept: Kept,
+}
+
+impl Ticket {
+    /// Bytes that are about to be sent.
+    pub(crate) fn sending(&self, bytes: u64) {
+        self.entry.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Why it may not go on: it was cancelled, or its time is over. A connection that
+    /// waits for its client is ended all the same.
+    pub(crate) fn stopped(&self) -> Option<&'static str> {
+        if self.entry.cancelled.load(Ordering::Relaxed) {
+            return Some("cancelled");
+        }
+        (Instant::now() >= self.deadline).then_some("it took longer than download_timeout")
+    }
+
+    /// All was handed over; `missing` says what could not be read.
+    pub(crate) fn complete(&mut self, missing: Option<String>) {
+        self.complete = true;
+        self.trouble = missing;
+    }
+
+    /// It cannot go on.
+    pub(crate) fn failed(&mut self, why: impl Into<String>) {
+        self.trouble = Some(why.into());
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.watch.abort();
+        self.downloads.running.lock().remove(&self.id);
+        let bytes = self.entry.sent.load(Ordering::Relaxed);
+        self.downloads.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.downloads.ended.fetch_add(1, Ordering::Relaxed);
+        let late = Instant::now() >= self.deadline;
+        if late && !self.complete && self.trouble.is_none() {
+            self.trouble = Some("it took longer than download_timeout".into());
+        }
+        let outcome = if self.complete {
+            "complete"
+        } else if self.entry.cancelled.load(Ordering::Relaxed) {
+            "cancelled"
+        } else if self.trouble.is_some() {
+            "failed"
+        } else {
+            "interrupted"
+        };
+        if let Some(ended) = self.ended.take() {
+            ended(&Ended {
+                bytes,
+                outcome,
+                detail: self.trouble.take(),
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::uses::Uses;
+    use super::*;
+
+    #[tokio::test]
+    async fn places_are_given_back_and_the_end_is_told() {
+        let (downloads, uses) = (Downloads::new(2), Arc::new(Uses::default()));
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let (hangup, minute) = (Hangup::default(), Duration::from_secs(60));
+        let begin = || {
+            let what = Download {
+                download_id: String::new(),
+                mount_id: "m".into(),
+                vm_name: "vm".into(),
+                username: "u".into(),
+                paths: vec!["/a".into()],
+                format: "file".into(),
+                bytes_sent: 0,
+                total_bytes: None,
+                started_at: String::new(),
+            };
+            let told = Arc::clone(&told);
+            downloads.begin(what, uses.keep("m"), hangup.clone(), minute, move |end| {
+                told.lock().push((end.outcome, end.bytes));
+            })
+        };
+        let (mut first, second) = (begin().unwrap(), begin().unwrap());
+        assert!(begin().is_none());
+        first.sending(5);
+        first.complete(None);
+        drop(first);
+        assert_eq!(downloads.count(), 1);
+        let id = downloads.list()[0].download_id.parse().unwrap();
+        assert!(second.stopped().is_none());
+        assert!(downloads.cancel(id));
+        assert_eq!(second.stopped(), Some("cancelled"));
+        hangup.0.notified().await;
+        drop(second);
+        assert!(!downloads.cancel(id));
+        drop(begin().unwrap());
+        let wanted = [("complete", 5), ("cancelled", 0), ("interrupted", 0)];
+        assert_eq!(*told.lock(), wanted);
+    }
+}

@@ -1,0 +1,213 @@
+//! `sendense api`: the HTTP side, a process of its own.
+//!
+//! The idea: it is a client like any other. It reads files through the mounted tree,
+//! asks the daemon over its control socket, and keeps users and records in the catalog.
+//! Everything that needs a right is opened first, then the rights are given up
+//! ([`confine`]), and only then does it listen to anybody.
+//!
+//! - [`transport`]: connections; [`confine`]: what the process may;
+//! - [`caller`]: who asks; [`request`] and [`answer`]: what goes in and out;
+//! - [`routes`]: one file a subject; [`document`]: what describes them;
+//! - [`uses`] and [`downloads`]: what keeps a mount alive; [`record`]: the audit.
+
+mod answer;
+mod caller;
+mod confine;
+mod document;
+mod downloads;
+mod record;
+mod request;
+mod routes;
+mod transport;
+mod uses;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use sendense::catalog::Catalog;
+use sendense::{Error, Result};
+use tokio::sync::watch;
+
+use self::answer::{Answer, Failure};
+use self::downloads::Downloads;
+use self::record::Recorder;
+use self::transport::Transport;
+use self::uses::Uses;
+use crate::archive;
+use crate::auth::{Attempts, Hasher, Secret};
+use crate::config::Config;
+use crate::control::Client;
+use crate::process;
+use crate::signals::Shutdown;
+
+/// The exit code of sysexits.h for "the configuration is wrong": trying again is no use.
+const EX_CONFIG: u8 = 78;
+/// Connections to the catalog: as many requests read it at once.
+const CATALOG_READERS: usize = 8;
+/// Requests that wait for the disk, the daemon or the catalog at once; more wait.
+const BLOCKING_THREADS: usize = 128;
+/// How often the daemon is told which mounts are in use.
+const TELL: Duration = Duration::from_secs(1);
+
+/// What all requests share.
+pub(crate) struct App {
+    pub(crate) config: Config,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) daemon: Client,
+    pub(crate) secret: Secret,
+    pub(crate) hasher: Hasher,
+    pub(crate) attempts: Mutex<Attempts>,
+    pub(crate) recorder: Recorder,
+    pub(crate) uses: Arc<Uses>,
+    pub(crate) downloads: Arc<Downloads>,
+    pub(crate) pool: archive::Pool,
+    pub(crate) started: Instant,
+    pub(crate) requests: routes::metrics::Requests,
+    pub(crate) process: process::Watched,
+}
+
+/// Runs work that may wait on a thread of its own.
+///
+/// # Errors
+/// Those of the work.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Failure::internal(e)),
+    }
+}
+
+/// Serves until a signal comes.
+///
+/// # Errors
+/// What keeps it from serving.
+pub(crate) fn run(config: &Config) -> Result<ExitCode> {
+    match serve(config) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        // What is wrong will be wrong again.
+        Err(error @ Error::Invalid(_)) => {
+            crate::terminal::complain(&error.to_string());
+            Ok(ExitCode::from(EX_CONFIG))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn serve(config: &Config) -> Result<()> {
+    process::raise_open_files()?;
+    let tls = match &config.tls {
+        Some((certificate, key)) => Some(transport::tls(certificate, key)?),
+        None => None,
+    };
+    let listener = listen(config)?;
+    let secret = Secret::load(&config.state_dir)?;
+    let catalog = Arc::new(Catalog::open_ahead(&config.catalog_path(), CATALOG_READERS)?);
+    let watched = process::Watched::open()?;
+    if catalog.users()?.is_empty() {
+        tracing::warn!(
+            "nobody can log in yet; make the first user: sendense user add admin --role admin"
+        );
+    }
+    confine::confine(config)?;
+    // Threads that are started from here on are confined as well.
+    let shutdown = Shutdown::install()?;
+    let app = Arc::new(App {
+        daemon: Client::new(config),
+        secret,
+        hasher: Hasher::new(),
+        attempts: Mutex::new(Attempts::new()),
+        recorder: Recorder::start(Arc::clone(&catalog), config.audit_retention)?,
+        uses: Arc::new(Uses::default()),
+        downloads: Downloads::new(config.max_downloads),
+        pool: archive::Pool::new()?,
+        started: Instant::now(),
+        requests: routes::metrics::Requests::default(),
+        process: watched,
+        catalog,
+        config: config.clone(),
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS.saturating_add(config.max_downloads))
+        .build()
+        .map_err(|e| Error::io("the runtime of the HTTP side", e))?;
+    let (ended, end) = watch::channel(false);
+    let waiting = std::thread::Builder::new()
+        .name("end".into())
+        .spawn(move || {
+            while shutdown.wait_for(Duration::from_secs(3600)).is_none() {}
+            let _ = ended.send(true);
+        })
+        .map_err(|e| Error::io("the thread that waits for the end", e))?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)
+            .map_err(|e| Error::io("the listening socket", e))?;
+        tracing::info!(
+            address = %config.listen,
+            tls = tls.is_some(),
+            "the HTTP side listens"
+        );
+        let telling = tokio::spawn(tell(Arc::clone(&app), end.clone()));
+        let transport = Transport {
+            listener,
+            tls,
+            stall: config.stall_timeout,
+        };
+        transport.serve(routes::router(&app), end).await;
+        let _ = telling.await;
+        Ok::<(), Error>(())
+    })?;
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    let _ = waiting.join();
+    app.recorder.finish();
+    Ok(())
+}
+
+/// The socket, bound while that may need rights.
+fn listen(config: &Config) -> Result<std::net::TcpListener> {
+    let refuse = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::AddrInUse => Error::io(
+            format!(
+                "{}: another program listens there; choose another address with `listen`",
+                config.listen
+            ),
+            e,
+        ),
+        std::io::ErrorKind::AddrNotAvailable => Error::Invalid(format!(
+            "listen: {} is not an address of this host",
+            config.listen
+        )),
+        _ => Error::io(format!("listening at {}", config.listen), e),
+    };
+    let listener = std::net::TcpListener::bind(config.listen).map_err(refuse)?;
+    listener.set_nonblocking(true).map_err(refuse)?;
+    Ok(listener)
+}
+
+/// Tells the daemon which mounts are in use, until the end.
+async fn tell(app: Arc<App>, mut end: watch::Receiver<bool>) {
+    loop {
+        let last = tokio::select! {
+            () = tokio::time::sleep(TELL) => false,
+            _ = end.wait_for(|end| *end) => true,
+        };
+        let used = app.uses.take();
+        if !used.is_empty() {
+            let app = Arc::clone(&app);
+            // A daemon that is being restarted is told the next time.
+            let _ = tokio::task::spawn_blocking(move || {
+                if app.daemon.touch(&used).is_err() {
+                    app.uses.give_back(used);
+                }
+            })
+            .await;
+        }
+        if last {
+            return;
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The record of who did what, written to the catalog.
+//!
+//! The idea: one thread writes what has gathered in one transaction, so that a record
+//! costs a request next to nothing. Whoever hands out a file waits until its
+//! record is written; nobody takes a file without one.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use parking_lot::Mutex;
+use sendense::catalog::{AuditRecord, Catalog};
+use sendense::{Error, Result};
+use tokio::sync::oneshot;
+
+use super::answer::{Answer, Failure};
+
+/// Records that wait to be written.
+const QUEUE: usize = 4096;
+/// Records in one transaction.
+const BATCH: usize = 512;
+/// How long records that nobody waits for may gather.
+const GATHER: Duration = Duration::from_millis(200);
+/// How long a request waits for its record.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often old records are removed.
+const PRUNE: Duration = Duration::from_secs(3600);
+
+struct Entry {
+    record: AuditRecord,
+    written: Option<oneshot::Sender<()>>,
+}
+
+/// Takes records.
+pub(crate) struct Recorder {
+    queue: Mutex<Option<SyncSender<Entry>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Recorder {
+    /// Starts the thread; records older than `retention` are removed now and then.
+    ///
+    /// # Errors
+    /// `Io` if there can be no thread.
+    pub(crate) fn start(catalog: Arc<Catalog>, retention: Duration) -> Result<Self> {
+        let (sender, receiver) = mpsc::sync_channel(QUEUE);
+        let thread = std::thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || write(&catalog, &receiver, retention))
+            .map_err(|e| Error::io("the thread of the audit record", e))?;
+        Ok(Self {
+            queue: Mutex::new(Some(sender)),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    fn send(&self, entry: Entry) -> bool {
+        let queue = self.queue.lock().clone();
+        queue.is_some_and(|queue| queue.try_send(entry).is_ok())
+    }
+
+    /// Records without waiting. What finds the queue full goes to the log.
+    pub(crate) fn note(&self, record: AuditRecord) {
+        let shown = format!("{record:?}");
+        let written = None;
+        if !self.send(Entry { record, written }) {
+            tracing::error!(record = shown, "not in the audit record: its queue is full");
+        }
+    }
+
+    /// Records, and waits until it is written.
+    ///
+    /// # Errors
+    /// 503 if it cannot be.
+    pub(crate) async fn write(&self, record: AuditRecord) -> Answer<()> {
+        let refuse = || {
+            Failure::later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the audit record cannot be written now, and nothing is done without it; the \
+                 server's log says why",
+                5,
+            )
+        };
+        let (done, written) = oneshot::channel();
+        let written_to = Some(done);
+        if !self.send(Entry {
+            record,
+            written: written_to,
+        }) {
+            return Err(refuse());
+        }
+        match tokio::time::timeout(PATIENCE, written).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(refuse()),
+        }
+    }
+
+    /// Writes what is left.
+    pub(crate) fn finish(&self) {
+        drop(self.queue.lock().take());
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn write(catalog: &Catalog, queue: &Receiver<Entry>, retention: Duration) {
+    let mut pruned: Option<Instant> = None;
+    loop {
+        if pruned.is_none_or(|at| at.elapsed() >= PRUNE) {
+            pruned = Some(Instant::now());
+            if let Err(e) = catalog.prune_audit(retention) {
+                tracing::warn!("removing old records: {e}");
+            }
+        }
+        let mut batch = match queue.recv_timeout(PRUNE) {
+            Ok(entry) => vec![entry],
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let began = Instant::now();
+        while batch.len() < BATCH {
+            // Somebody waits: no time to gather more.
+            let pressed = batch.iter().any(|entry| entry.written.is_some());
+            let wait = if pressed {
+                Duration::ZERO
+            } else {
+                GATHER.saturating_sub(began.elapsed())
+            };
+            match queue.recv_timeout(wait) {
+                Ok(entry) => batch.push(entry),
+                Err(_) => break,
+            }
+        }
+        let records: Vec<AuditRecord> = batch.iter().map(|entry| entry.record.clone()).collect();
+        match catalog.record_audit(&records) {
+            Ok(()) => {
+                for entry in batch {
+                    if let Some(written) = entry.written {
+                        let _ = written.send(());
+                    }
+                }
+            }
+            // Who waits is told by the channel's end.
+            Err(e) => tracing::error!(?records, "not in the audit record: {e}"),
+        }
+    }
+}

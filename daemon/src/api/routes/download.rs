@@ -1,0 +1,440 @@
+//! Downloads: a file as it is, or files and folders as an archive.
+
+use std::fs::Metadata;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Extension, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use jiff::Timestamp;
+use sendense::catalog::{Action, AuditRecord, Mount, Outcome, Role};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use utoipa::ToSchema;
+
+use super::files::enter;
+use crate::api::answer::{Answer, ErrorBody, Failure, ReadRefusals};
+use crate::api::caller::Caller;
+use crate::api::downloads::{Download, Ended, Hangup, Ticket};
+use crate::api::request::{Parameters, Segment};
+use crate::api::stream::{ArchiveBody, FileBody, Word};
+use crate::api::{App, blocking};
+use crate::archive::{self, Format};
+use crate::files::beneath::Beneath;
+use crate::files::content::{self, Selection};
+use crate::files::name::GuestPath;
+
+/// Pieces of an archive that wait for the client.
+const PIECES: usize = 4;
+/// How long the size of an archive may take to be found.
+const MEASURING: Duration = Duration::from_secs(60);
+/// The most paths in one archive.
+const PATHS: usize = 1000;
+
+/// A place for a download, and its record.
+///
+/// # Errors
+/// 503 if too many run.
+fn begin(
+    app: &Arc<App>,
+    caller: &Caller,
+    mount: &Mount,
+    hangup: Hangup,
+    what: What,
+) -> Answer<Ticket> {
+    let mut record = caller.record(what.action);
+    record.about(mount);
+    record.path = Some(what.paths.join(" "));
+    let download = Download {
+        download_id: String::new(),
+        mount_id: mount.id.clone(),
+        vm_name: mount.vm_name.clone(),
+        username: caller.name().to_owned(),
+        paths: what.paths,
+        format: what.format.into(),
+        bytes_sent: 0,
+        total_bytes: what.total,
+        started_at: Timestamp::now().to_string(),
+    };
+    let kept = app.uses.keep(&mount.id);
+    let noted = Arc::clone(app);
+    let ended = move |end: &Ended| noted.recorder.note(last_record(record, end));
+    app.downloads
+        .begin(download, kept, hangup, app.config.download_timeout, ended)
+        .ok_or_else(|| {
+            Failure::later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!(
+                    "{} downloads run already, as many as may; try again when one has ended",
+                    app.downloads.most()
+                ),
+                10,
+            )
+        })
+}
+
+/// What is downloaded.
+struct What {
+    action: Action,
+    paths: Vec<String>,
+    format: &'static str,
+    total: Option<u64>,
+}
+
+/// The record of a download that has ended.
+fn last_record(mut record: AuditRecord, end: &Ended) -> AuditRecord {
+    record.bytes = i64::try_from(end.bytes).ok();
+    record.outcome = match end.outcome {
+        "complete" => Outcome::Ok,
+        "failed" => Outcome::Failed,
+        _ => Outcome::Cancelled,
+    };
+    record.detail = Some(match &end.detail {
+        Some(detail) => format!("{}: {detail}", end.outcome),
+        None => end.outcome.to_owned(),
+    });
+    record
+}
+
+/// The record that a download begins.
+fn first_record(caller: &Caller, mount: &Mount, what: &What) -> AuditRecord {
+    let mut record = caller.record(what.action);
+    record.about(mount);
+    record.path = Some(what.paths.join(" "));
+    record.detail = Some("begun".into());
+    record
+}
+
+/// The bytes of a file, or of a part of it.
+#[utoipa::path(get, path = "/api/v1/restore/{mount_id}/download", tag = "Downloads",
+    params(
+        ("mount_id" = String, Path, description = "The mount"),
+        ("path" = String, Query, description = "The file"),
+        ("Range" = Option<String>, Header, description = "One range of bytes"),
+        ("If-Range" = Option<String>, Header, description = "The range only if the file is still this one (ETag or time)"),
+        ("If-None-Match" = Option<String>, Header, description = "304 if the file is still this one"),
+    ),
+    responses(
+        (status = 200, content_type = "application/octet-stream", description = "The file; Content-Type by its name"),
+        (status = 206, content_type = "application/octet-stream", description = "The range"),
+        (status = 304, description = "The client has it already"),
+        (status = 413, body = ErrorBody, description = "Larger than max_file_size"),
+        (status = 416, body = ErrorBody, description = "The file has no such range"),
+        ReadRefusals))]
+pub(crate) async fn file(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Segment(id): Segment,
+    Extension(hangup): Extension<Hangup>,
+    method: Method,
+    headers: HeaderMap,
+    parameters: Parameters,
+) -> Answer<Response> {
+    caller.must_be(Role::Operator)?;
+    parameters.bytes("path")?.filter(|path| !path.is_empty()).ok_or_else(|| {
+        Failure::bad_request("the parameter `path` is missing")
+    })?;
+    let path = GuestPath::parse(parameters.bytes("path")?.unwrap_or_default())?;
+    let (asked, who, wanted) = (Arc::clone(&app), caller.clone(), path.clone());
+    let (mount, file, metadata) = blocking(move || {
+        let (mount, root) = enter(&asked, &who, &id)?;
+        let (file, metadata) = content::open(&root, &wanted)?;
+        Ok((mount, file, metadata))
+    })
+    .await?;
+    if let Some(most) = app.config.max_file_size
+        && metadata.len() > most
+    {
+        return Err(Failure::too_large(format!(
+            "{} has {} bytes, and at most {most} may be downloaded at once (max_file_size)",
+            path.display(),
+            metadata.len()
+        )));
+    }
+    let chosen = selection(&headers, &metadata);
+    let name = path.name().unwrap_or_default();
+    let mut response = Response::new(Body::empty());
+    let head = response.headers_mut();
+    let set = |head: &mut HeaderMap, name, value: String| {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            head.insert(name, value);
+        }
+    };
+    set(head, header::ETAG, content::etag(&metadata));
+    set(head, header::LAST_MODIFIED, content::last_modified(&metadata));
+    head.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    let (start, end) = match chosen {
+        Selection::NotModified => {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            return Ok(response);
+        }
+        Selection::Unsatisfiable => return Err(Failure::no_such_range(metadata.len())),
+        Selection::Whole => (0, metadata.len()),
+        Selection::Part { start, end } => {
+            let range = format!("bytes {start}-{}/{}", end.saturating_sub(1), metadata.len());
+            set(head, header::CONTENT_RANGE, range);
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            (start, end)
+        }
+    };
+    let head = response.headers_mut();
+    set(head, header::CONTENT_TYPE, content::content_type(name));
+    set(head, header::CONTENT_DISPOSITION, content::disposition(name));
+    head.insert(header::CONTENT_LENGTH, HeaderValue::from(end.saturating_sub(start)));
+    if method == Method::HEAD {
+        return Ok(response);
+    }
+    let what = What {
+        action: Action::Download,
+        paths: vec![path.display()],
+        format: "file",
+        total: Some(end.saturating_sub(start)),
+    };
+    let first = first_record(&caller, &mount, &what);
+    let ticket = begin(&app, &caller, &mount, hangup, what)?;
+    app.recorder.write(first).await?;
+    *response.body_mut() = Body::new(FileBody::new(file, start, end, ticket));
+    Ok(response)
+}
+
+fn selection(headers: &HeaderMap, metadata: &Metadata) -> Selection {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    content::select(
+        metadata,
+        &content::Conditions {
+            range: text(header::RANGE),
+            if_range: text(header::IF_RANGE),
+            if_none_match: text(header::IF_NONE_MATCH),
+            if_modified_since: text(header::IF_MODIFIED_SINCE),
+        },
+    )
+}
+
+/// The formats of archives.
+const FORMATS: &[(&str, Format)] = &[
+    ("zip", Format::Zip),
+    ("tar.gz", Format::TarGz),
+    ("tar.zst", Format::TarZst),
+];
+
+/// The paths of a request: one folder, or several of anything.
+fn paths(parameters: &Parameters) -> Answer<Vec<GuestPath>> {
+    let given: Vec<&[u8]> = parameters.all("path").collect();
+    if given.len() > PATHS {
+        return Err(Failure::bad_request(format!(
+            "more than {PATHS} paths; take the folder that holds them"
+        )));
+    }
+    if given.is_empty() {
+        return Ok(vec![GuestPath::root()]);
+    }
+    Ok(given
+        .into_iter()
+        .map(GuestPath::parse)
+        .collect::<Result<_, _>>()?)
+}
+
+/// Files and folders as one archive, written while it is sent. What cannot be read is
+/// listed in the archive; an error in the middle breaks the connection.
+#[utoipa::path(get, path = "/api/v1/restore/{mount_id}/download-directory", tag = "Downloads",
+    params(
+        ("mount_id" = String, Path, description = "The mount"),
+        ("path" = Option<Vec<String>>, Query, description = "The folder; given several times: files and folders"),
+        ("format" = Option<String>, Query, description = "`zip`, `tar.gz` or `tar.zst`; zip if nobody says"),
+    ),
+    responses(
+        (status = 200, description = "The archive", content((Vec<u8> = "application/zip"), (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"))),
+        (status = 413, body = ErrorBody, description = "Larger than max_archive_size"),
+        ReadRefusals))]
+pub(crate) async fn directory(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Segment(id): Segment,
+    Extension(hangup): Extension<Hangup>,
+    method: Method,
+    parameters: Parameters,
+) -> Answer<Response> {
+    caller.must_be(Role::Operator)?;
+    let format = parameters.word("format", FORMATS)?.unwrap_or(Format::Zip);
+    let paths = paths(&parameters)?;
+    let (asked, who, wanted) = (Arc::clone(&app), caller.clone(), paths.clone());
+    let (mount, root, total) = blocking(move || {
+        let (mount, root) = enter(&asked, &who, &id)?;
+        let kept = asked.uses.keep(&mount.id);
+        for path in &wanted {
+            content::exists(&root, path, wanted.len() == 1)?;
+        }
+        let total = match asked.config.max_archive_size {
+            None => None,
+            Some(most) => Some(within(&root, &wanted, most)?),
+        };
+        drop(kept);
+        Ok((mount, root, total))
+    })
+    .await?;
+    let stem = match paths.as_slice() {
+        [only] => only.name().map(<[u8]>::to_vec),
+        _ => None,
+    };
+    let mut name = stem.unwrap_or_else(|| {
+        format!("{}-disk{}", mount.backup_id, mount.disk_index).into_bytes()
+    });
+    name.extend_from_slice(b".");
+    name.extend_from_slice(format.extension().as_bytes());
+    let disposition = content::disposition(&name);
+    let kind = HeaderValue::from_static(format.content_type());
+    let head = [
+        (header::CONTENT_TYPE, kind),
+        (
+            header::CONTENT_DISPOSITION,
+            HeaderValue::try_from(disposition).map_err(Failure::internal)?,
+        ),
+        (header::ACCEPT_RANGES, HeaderValue::from_static("none")),
+    ];
+    if method == Method::HEAD {
+        return Ok((head, Body::empty()).into_response());
+    }
+    let what = What {
+        action: Action::Archive,
+        paths: paths.iter().map(GuestPath::display).collect(),
+        format: format.extension(),
+        total,
+    };
+    let first = first_record(&caller, &mount, &what);
+    let ticket = begin(&app, &caller, &mount, hangup, what)?;
+    app.recorder.write(first).await?;
+    let body = write_archive(&app, root, &paths, format, ticket)?;
+    Ok((head, Body::new(body)).into_response())
+}
+
+/// The bytes that an archive of the paths holds.
+///
+/// # Errors
+/// 413 if they are more than may be.
+fn within(root: &Beneath, paths: &[GuestPath], most: u64) -> Answer<u64> {
+    let measure = measure(root, paths)?;
+    if measure.bytes > most {
+        return Err(Failure::too_large(format!(
+            "that is {} bytes in {} files, and at most {most} may be downloaded as one archive \
+             (max_archive_size)",
+            measure.bytes, measure.files
+        )));
+    }
+    if !measure.complete {
+        return Err(Failure::too_large(
+            "that is too much to be counted in time; take it in parts",
+        ));
+    }
+    Ok(measure.bytes)
+}
+
+fn measure(root: &Beneath, paths: &[GuestPath]) -> Answer<archive::Measure> {
+    archive::measure(root, &names(paths), MEASURING, &AtomicBool::new(false))
+        .map_err(Failure::internal)
+}
+
+fn names(paths: &[GuestPath]) -> Vec<Vec<Vec<u8>>> {
+    let names = |path: &GuestPath| path.names().map(<[u8]>::to_vec).collect();
+    paths.iter().map(names).collect()
+}
+
+/// Starts the thread that writes an archive.
+fn write_archive(
+    app: &Arc<App>,
+    root: Beneath,
+    paths: &[GuestPath],
+    format: Format,
+    ticket: Ticket,
+) -> Answer<ArchiveBody> {
+    let (sender, pieces) = mpsc::channel(PIECES);
+    let job = archive::Job {
+        root,
+        paths: names(paths),
+        format,
+        limit: app.config.max_archive_size,
+    };
+    let app = Arc::clone(app);
+    std::thread::Builder::new()
+        .name("archive".into())
+        .spawn(move || {
+            let mut output = Pieces(sender);
+            // Nobody asks for the next piece of a download that was stopped.
+            let cancelled = AtomicBool::new(false);
+            let last = match archive::write(&job, &app.pool, &mut output, &cancelled) {
+                Ok(summary) => Word::Complete(summary.missing()),
+                Err(error) => Word::Failed(error.to_string()),
+            };
+            cancelled.store(true, Ordering::Relaxed);
+            let _ = output.0.blocking_send(last);
+        })
+        .map_err(Failure::internal)?;
+    Ok(ArchiveBody::new(pieces, ticket))
+}
+
+/// Gives pieces to the connection, and waits while it takes none.
+struct Pieces(mpsc::Sender<Word>);
+
+impl archive::Output for Pieces {
+    fn put(&mut self, piece: Bytes) -> io::Result<()> {
+        self.0
+            .blocking_send(Word::Piece(piece))
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// What an archive would hold.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Size {
+    mount_id: String,
+    paths: Vec<String>,
+    total_files: u64,
+    total_directories: u64,
+    /// Bytes of content, before compression.
+    total_bytes: u64,
+    /// Whether all was counted; there is a limit in time.
+    complete: bool,
+    /// Whether it is more than may be downloaded as one archive.
+    too_large: bool,
+}
+
+/// How much an archive of these paths would hold, before it is begun.
+#[utoipa::path(get, path = "/api/v1/restore/{mount_id}/size", tag = "Downloads",
+    params(
+        ("mount_id" = String, Path, description = "The mount"),
+        ("path" = Option<Vec<String>>, Query, description = "Files and folders, each once"),
+    ),
+    responses((status = 200, body = Size), ReadRefusals))]
+pub(crate) async fn size(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Segment(id): Segment,
+    parameters: Parameters,
+) -> Answer<Json<Size>> {
+    let paths = paths(&parameters)?;
+    blocking(move || {
+        let (mount, root) = enter(&app, &caller, &id)?;
+        let kept = app.uses.keep(&mount.id);
+        for path in &paths {
+            content::exists(&root, path, false)?;
+        }
+        let measure = measure(&root, &paths)?;
+        drop(kept);
+        let most = app.config.max_archive_size;
+        Ok(Json(Size {
+            mount_id: mount.id,
+            paths: paths.iter().map(GuestPath::display).collect(),
+            total_files: measure.files,
+            total_directories: measure.directories,
+            total_bytes: measure.bytes,
+            complete: measure.complete,
+            too_large: most.is_some_and(|most| measure.bytes > most),
+        }))
+    })
+    .await
+}

@@ -1,0 +1,199 @@
+//! Logging in and out.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use jiff::{Timestamp, ToSpan};
+use sendense::catalog::{Action, AuditRecord, Grants, Outcome};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::api::answer::{Answer, ErrorBody, Failure, Refusals};
+use crate::api::caller::{self, Caller};
+use crate::api::request::Body;
+use crate::api::{App, blocking};
+use crate::auth::Claims;
+
+/// A name and its password.
+#[derive(Deserialize, ToSchema)]
+pub(crate) struct LoginRequest {
+    username: String,
+    #[schema(format = Password)]
+    password: String,
+}
+
+/// What a user is logged in with.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct LoginAnswer {
+    /// To be sent as `Authorization: Bearer <token>`.
+    token: String,
+    expires_at: String,
+    /// Browsers, whose token is in a cookie, send this with every request that changes
+    /// something, in the header X-CSRF-Token.
+    csrf_token: String,
+    username: String,
+    role: String,
+}
+
+/// Where a request comes from.
+pub(crate) struct Address(std::net::IpAddr);
+
+impl<S: Sync> FromRequestParts<S> for Address {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Answer<Self> {
+        Ok(Self(caller::address(parts)))
+    }
+}
+
+/// Logs a user in: by the token in the answer, and by a cookie for browsers.
+#[utoipa::path(post, path = "/api/v1/auth/login", tag = "Authentication", security(()),
+    request_body = LoginRequest,
+    responses(
+        (status = 200, body = LoginAnswer, headers(("Set-Cookie" = String, description = "The token, for browsers"))),
+        (status = 400, body = ErrorBody, description = "The body is not as expected"),
+        (status = 401, body = ErrorBody, description = "The name or the password is wrong"),
+        (status = 408, body = ErrorBody, description = "The body did not arrive in time"),
+        (status = 413, body = ErrorBody, description = "The body is too long"),
+        (status = 415, body = ErrorBody, description = "The body is not JSON"),
+        (status = 429, body = ErrorBody, description = "Too many attempts; Retry-After says when to try again"),
+        (status = 500, body = ErrorBody, description = "A fault of the server"),
+        (status = 503, body = ErrorBody, description = "Not possible now")))]
+pub(crate) async fn login(
+    State(app): State<Arc<App>>,
+    Address(address): Address,
+    Body(given): Body<LoginRequest>,
+) -> Answer<Response> {
+    let name = given.username.clone();
+    let now = std::time::Instant::now();
+    if let Err(wait) = app.attempts.lock().allow(&name, address, now) {
+        return Err(Failure::later(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many attempts to log in; try again later",
+            wait.as_secs().max(1),
+        ));
+    }
+    let mut record = AuditRecord::new(&name, address.to_string(), Action::Login);
+    let checked = Arc::clone(&app);
+    let login = blocking(move || {
+        let known = checked.catalog.user_for_login(&given.username)?;
+        let hash = known.as_ref().map(|login| login.password_hash.as_str());
+        let right = checked.hasher.verify(&given.password, hash)?;
+        Ok(known.filter(|_| right))
+    })
+    .await?;
+    let Some(login) = login else {
+        app.attempts.lock().failed(&name, address, now);
+        record.action = Action::LoginFailed;
+        record.outcome = Outcome::Refused;
+        app.recorder.note(record);
+        return Err(Failure::unauthorized("the name or the password is wrong"));
+    };
+    app.attempts.lock().succeeded(&name, address);
+    let lifetime = i64::try_from(app.config.token_lifetime.as_secs()).unwrap_or(i64::MAX);
+    let issued = Timestamp::now();
+    let expires = issued
+        .checked_add(lifetime.seconds())
+        .map_err(Failure::internal)?;
+    let claims = Claims::new(login.id, &login.name, login.generation, issued, expires);
+    let token = app.secret.sign(&claims);
+    app.recorder.write(record).await?;
+    let user = login.id;
+    let noted = Arc::clone(&app);
+    blocking(move || {
+        noted.catalog.prune_tokens(issued.as_second())?;
+        Ok(noted.catalog.record_login(user)?)
+    })
+    .await?;
+    let cookie = cookie(&app, &token, lifetime);
+    let answer = LoginAnswer {
+        csrf_token: app.secret.csrf(&claims),
+        expires_at: seconds(expires),
+        username: login.name,
+        role: login.role.to_string(),
+        token,
+    };
+    Ok(([(header::SET_COOKIE, cookie?)], Json(answer)).into_response())
+}
+
+fn seconds(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second())
+        .unwrap_or(time)
+        .to_string()
+}
+
+/// The cookie that holds a token for so many seconds.
+fn cookie(app: &App, token: &str, seconds: i64) -> Answer<HeaderValue> {
+    let secure = if app.config.tls.is_some() {
+        "; Secure"
+    } else {
+        ""
+    };
+    let text = format!(
+        "{}={token}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}",
+        caller::COOKIE
+    );
+    HeaderValue::try_from(text).map_err(Failure::internal)
+}
+
+/// Logged out.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct LogoutAnswer {
+    message: String,
+}
+
+/// Logs out: the token does not count any more, and the cookie is removed.
+#[utoipa::path(post, path = "/api/v1/auth/logout", tag = "Authentication",
+    responses((status = 200, body = LogoutAnswer), Refusals))]
+pub(crate) async fn logout(State(app): State<Arc<App>>, caller: Caller) -> Answer<Response> {
+    app.recorder.write(caller.record(Action::Logout)).await?;
+    let revoked = Arc::clone(&app);
+    blocking(move || {
+        let claims = caller.claims;
+        Ok(revoked.catalog.revoke_token(&claims.jti, claims.exp)?)
+    })
+    .await?;
+    let answer = LogoutAnswer {
+        message: "logged out".into(),
+    };
+    let cookie = cookie(&app, "", 0)?;
+    Ok(([(header::SET_COOKIE, cookie)], Json(answer)).into_response())
+}
+
+/// Who is logged in, and what they may.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Me {
+    username: String,
+    /// `admin`, `operator` or `viewer`.
+    role: String,
+    /// Whether all VMs are granted.
+    all_vms: bool,
+    /// The VMs that are granted by name.
+    vms: Vec<String>,
+    expires_at: Option<String>,
+    csrf_token: String,
+}
+
+/// Who is logged in.
+#[utoipa::path(get, path = "/api/v1/auth/me", tag = "Authentication",
+    responses((status = 200, body = Me), Refusals))]
+pub(crate) async fn me(State(app): State<Arc<App>>, caller: Caller) -> Answer<Json<Me>> {
+    let expires = Timestamp::from_second(caller.claims.exp).ok();
+    let csrf_token = app.secret.csrf(&caller.claims);
+    let (all_vms, vms) = match caller.session.vms {
+        Grants::All => (true, Vec::new()),
+        Grants::Only(names) => (false, names.into_iter().collect()),
+    };
+    Ok(Json(Me {
+        username: caller.session.name,
+        role: caller.session.role.to_string(),
+        all_vms,
+        vms,
+        expires_at: expires.map(|at| at.to_string()),
+        csrf_token,
+    }))
+}

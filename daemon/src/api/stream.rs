@@ -1,0 +1,217 @@
+//! Bodies of downloads: a file, or what an archive writes.
+//!
+//! The idea: nobody waits for a slow client but its own connection. A body is polled
+//! when the connection can take more; the next piece of a file is read meanwhile, on
+//! a thread that is given back after each piece. So a download costs two pieces of
+//! memory, however slow its client. A body that cannot go on ends with an error, which
+//! breaks the connection: nothing cut short passes for whole.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::downloads::Ticket;
+
+/// What is read and sent at once: the kernel's read-ahead brings that much.
+const PIECE: usize = 512 << 10;
+
+/// Why a download breaks off; hyper closes the connection.
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+/// Memory for pieces that comes back when a piece was sent.
+type Spare = Arc<Mutex<Vec<Vec<u8>>>>;
+
+struct Piece {
+    memory: Vec<u8>,
+    spare: Spare,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.spare.lock().push(std::mem::take(&mut self.memory));
+    }
+}
+
+/// A part of a file.
+pub(super) struct FileBody {
+    file: Arc<File>,
+    /// Where the next piece to be read begins.
+    offset: u64,
+    end: u64,
+    /// Bytes that were not given to the connection yet.
+    left: u64,
+    reading: Option<JoinHandle<io::Result<Piece>>>,
+    spare: Spare,
+    ticket: Ticket,
+}
+
+impl FileBody {
+    /// The bytes of `file` from `start` to before `end`, which it must have.
+    pub(super) fn new(file: File, start: u64, end: u64, ticket: Ticket) -> Self {
+        Self {
+            file: Arc::new(file),
+            offset: start,
+            end,
+            left: end.saturating_sub(start),
+            reading: None,
+            spare: Spare::default(),
+            ticket,
+        }
+    }
+
+    /// Begins to read the next piece, if there is one.
+    fn read_on(&mut self) {
+        let left = self.end.saturating_sub(self.offset);
+        let len = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        if len == 0 {
+            return;
+        }
+        let (file, offset, spare) = (
+            Arc::clone(&self.file),
+            self.offset,
+            Arc::clone(&self.spare),
+        );
+        self.offset = self.offset.saturating_add(len as u64);
+        self.reading = Some(tokio::task::spawn_blocking(move || {
+            let mut memory = spare.lock().pop().unwrap_or_default();
+            memory.resize(len, 0);
+            file.read_exact_at(&mut memory, offset)?;
+            Ok(Piece { memory, spare })
+        }));
+    }
+}
+
+impl Body for FileBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if let Some(why) = self.ticket.stopped() {
+            self.ticket.failed(why);
+            return Poll::Ready(Some(Err(why.into())));
+        }
+        if self.reading.is_none() {
+            self.read_on();
+        }
+        let Some(reading) = self.reading.as_mut() else {
+            self.ticket.complete(None);
+            return Poll::Ready(None);
+        };
+        let piece = match Pin::new(reading).poll(context) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(Ok(piece))) => piece,
+            Poll::Ready(Ok(Err(e))) => {
+                self.ticket.failed(format!("reading failed: {e}"));
+                return Poll::Ready(Some(Err(e.into())));
+            }
+            Poll::Ready(Err(e)) => {
+                self.ticket.failed("reading failed");
+                return Poll::Ready(Some(Err(e.into())));
+            }
+        };
+        self.reading = None;
+        self.read_on();
+        let sent = piece.memory.len() as u64;
+        self.ticket.sending(sent);
+        self.left = self.left.saturating_sub(sent);
+        if self.left == 0 {
+            // The connection need not ask once more when it has all that it was promised.
+            self.ticket.complete(None);
+        }
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// What the writer of an archive says.
+pub(super) enum Word {
+    Piece(Bytes),
+    /// All was written; what could not be read.
+    Complete(Option<String>),
+    /// It cannot go on.
+    Failed(String),
+}
+
+/// An archive, as its writer makes it.
+pub(super) struct ArchiveBody {
+    pieces: mpsc::Receiver<Word>,
+    ticket: Ticket,
+    over: bool,
+}
+
+impl ArchiveBody {
+    pub(super) fn new(pieces: mpsc::Receiver<Word>, ticket: Ticket) -> Self {
+        Self {
+            pieces,
+            ticket,
+            over: false,
+        }
+    }
+}
+
+impl Body for ArchiveBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        if let Some(why) = self.ticket.stopped() {
+            self.ticket.failed(why);
+            self.over = true;
+            return Poll::Ready(Some(Err(why.into())));
+        }
+        match self.pieces.poll_recv(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Word::Piece(piece))) => {
+                self.ticket.sending(piece.len() as u64);
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            Poll::Ready(Some(Word::Complete(missing))) => {
+                self.over = true;
+                self.ticket.complete(missing);
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Word::Failed(why))) => {
+                self.over = true;
+                self.ticket.failed(why.as_str());
+                Poll::Ready(Some(Err(why.into())))
+            }
+            // Its thread ended without a word: a panic.
+            Poll::Ready(None) => {
+                self.over = true;
+                self.ticket.failed("the archive could not be written");
+                Poll::Ready(Some(Err("the archive broke off".into())))
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Connections: accepted, limited, encrypted where there is a certificate, and
+//! dropped when the client stalls.
+//!
+//! The idea: each connection is one task with one place among [`CONNECTIONS`]; it has
+//! a time limit for the handshake, one for the head of each request, and one for
+//! every write that does not go on. What has no answer by the end is given
+//! [`LAST_ANSWERS`].
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use sendense::{Error, Result};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tower::ServiceExt;
+
+use super::downloads::Hangup;
+
+/// Connections at once; more wait to be accepted.
+const CONNECTIONS: usize = 512;
+/// How long a client may take for the handshake of TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long it may take for the head of a request, the pause before it included.
+const HEAD: Duration = Duration::from_secs(30);
+/// The longest head of a request, in bytes.
+const HEAD_BYTES: usize = 64 << 10;
+/// The most header fields.
+const HEADERS: usize = 100;
+/// How long answers under way may take at the end.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Reads the certificate and its key.
+///
+/// # Errors
+/// `Invalid`, naming the file and what is wrong with it.
+pub(super) fn tls(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>> {
+    let refuse = |file: &Path, why: String| Error::Invalid(format!("{}: {why}", file.display()));
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect)
+        .map_err(|e| refuse(certificate, format!("no certificate (PEM): {e}")))?;
+    if chain.is_empty() {
+        return Err(refuse(certificate, "it holds no certificate (PEM)".into()));
+    }
+    let secret = PrivateKeyDer::from_pem_file(key)
+        .map_err(|e| refuse(key, format!("no private key (PEM): {e}")))?;
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, secret)
+        .map_err(|e| refuse(key, format!("does not go with the certificate: {e}")))?;
+    Ok(Arc::new(config))
+}
+
+/// How connections are served.
+pub(super) struct Transport {
+    pub(super) listener: TcpListener,
+    pub(super) tls: Option<Arc<ServerConfig>>,
+    /// A write that does not go on for so long ends the connection.
+    pub(super) stall: Duration,
+}
+
+impl Transport {
+    /// Serves until `end` becomes true.
+    pub(super) async fn serve(self, router: Router, mut end: watch::Receiver<bool>) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let acceptor = self.tls.map(TlsAcceptor::from);
+        loop {
+            // The end of the semaphore is that of the process.
+            let place = tokio::select! {
+                place = Arc::clone(&places).acquire_owned() => place,
+                _ = end.wait_for(|end| *end) => break,
+            };
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                _ = end.wait_for(|end| *end) => break,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(e) => {
+                    tracing::warn!("accepting a connection: {e}");
+                    // No descriptors left, say: it would fail at once again.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            // Answers are written whole: nothing is gained by waiting for more.
+            let _ = stream.set_nodelay(true);
+            let (router, acceptor, end) = (router.clone(), acceptor.clone(), end.clone());
+            let stall = self.stall;
+            tokio::spawn(async move {
+                let served = match acceptor {
+                    None => converse(stream, address, router, stall, end).await,
+                    Some(acceptor) => {
+                        let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
+                        match handshake.await {
+                            Ok(Ok(stream)) => converse(stream, address, router, stall, end).await,
+                            Ok(Err(e)) => Err(e.into()),
+                            Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+                        }
+                    }
+                };
+                if let Err(e) = served {
+                    tracing::debug!(%address, "connection: {e}");
+                }
+                drop(place);
+            });
+        }
+        drop(self.listener);
+        let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
+        let _ = tokio::time::timeout(LAST_ANSWERS, places.acquire_many(all)).await;
+    }
+}
+
+type Served = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+async fn converse<S>(
+    stream: S,
+    address: SocketAddr,
+    router: Router,
+    stall: Duration,
+    mut end: watch::Receiver<bool>,
+) -> Served
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut stream = TimeoutStream::new(stream);
+    // Reading has its limits above: a download must not end because the client has
+    // nothing to say.
+    stream.set_write_timeout(Some(stall));
+    let hangup = Hangup::default();
+    let given = hangup.clone();
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let mut request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(ConnectInfo(address));
+        request.extensions_mut().insert(given.clone());
+        router.clone().oneshot(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(HEAD_BYTES)
+        .max_headers(HEADERS)
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        served = connection.as_mut() => return Ok(served?),
+        () = hangup.0.notified() => return Err("hung up on".into()),
+        _ = end.wait_for(|end| *end) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    Ok(connection.await?)
+}
