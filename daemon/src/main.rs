@@ -6,6 +6,7 @@
 //! in part; 2: wrong usage; 130: interrupted).
 
 mod attachments;
+mod auth;
 mod browse;
 mod cat_command;
 mod catalog_command;

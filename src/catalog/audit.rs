@@ -348,10 +348,9 @@ fn milliseconds<S: Serializer>(at: &Timestamp, to: S) -> std::result::Result<S::
 
 /// The head of a text that is too long.
 fn cut(text: &str) -> &str {
-    let fits = (0..=MAX_TEXT).rev().find_map(|end| text.get(..end));
-    if text.len() > MAX_TEXT {
-        fits.unwrap_or_default()
-    } else {
-        text
+    if text.len() <= MAX_TEXT {
+        return text;
     }
+    let mut ends = (0..=MAX_TEXT).rev();
+    ends.find_map(|end| text.get(..end)).unwrap_or_default()
 }
