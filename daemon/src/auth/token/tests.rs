@@ -187,8 +187,8 @@ fn a_forged_request_does_not_know_the_word() {
     let upper = word.to_uppercase();
     for wrong in [
         "",
-        &word[1..],
-        &word[..62],
+        word.strip_prefix(|_: char| true).unwrap(),
+        word.get(..62).unwrap(),
         &format!("{word}00"),
         &upper,
         &"0".repeat(64),
