@@ -46,9 +46,10 @@ CREATE TABLE audit (
     outcome    TEXT NOT NULL CHECK (outcome IN ('ok', 'refused', 'failed', 'cancelled')),
     detail     TEXT
 );
+-- Each in the order of the answers: none has to be sorted.
 CREATE INDEX audit_at ON audit (at);
-CREATE INDEX audit_user ON audit (user);
-CREATE INDEX audit_action ON audit (action);
-CREATE INDEX audit_vm ON audit (vm_name) WHERE vm_name IS NOT NULL;
-CREATE INDEX audit_backup ON audit (backup_id) WHERE backup_id IS NOT NULL;
-CREATE INDEX audit_mount ON audit (mount_id) WHERE mount_id IS NOT NULL;
+CREATE INDEX audit_user ON audit (user, at);
+CREATE INDEX audit_action ON audit (action, at);
+CREATE INDEX audit_vm ON audit (vm_name, at) WHERE vm_name IS NOT NULL;
+CREATE INDEX audit_backup ON audit (backup_id, at) WHERE backup_id IS NOT NULL;
+CREATE INDEX audit_mount ON audit (mount_id, at) WHERE mount_id IS NOT NULL;

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::terminal;
 use clap::Args;
 use nix::unistd::{Uid, User as HostUser};
-use sendense::catalog::{Action, AuditRecord, Catalog, Role, User, UserChange};
+use sendense::catalog::{Action, AuditRecord, Catalog, Role, User, UserChange, check_user_name};
 use sendense::{Error, Result};
 use std::io::{self, BufRead, Read};
 
@@ -115,6 +115,8 @@ pub(crate) fn run(args: &UserArgs, config: &Config) -> Result<()> {
             all_vms,
             source,
         } => {
+            // Before anybody types a password for nothing.
+            check_user_name(name)?;
             if catalog.user(name)?.is_some() {
                 return Err(Error::Invalid(format!(
                     "the user {name} is there already; `sendense user passwd` and `sendense user \

@@ -1,14 +1,14 @@
 //! What was done by whom: one row for each action, kept for as long as the
 //! administrator says.
 //!
-//! Rows are written many at a time and without waiting for the disk: they stand by
-//! the hundred when somebody downloads. What a power cut may take is the last of
+//! Rows are written many at a time and without waiting for the disk: there are
+//! hundreds when somebody browses. What a power cut may take is the last of
 //! them; the end of the process takes none.
 
 use super::Catalog;
 use crate::error::Result;
 use jiff::Timestamp;
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, params_from_iter};
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -204,7 +204,7 @@ pub struct AuditFilter {
     pub since: Option<Timestamp>,
     /// Before this time.
     pub until: Option<Timestamp>,
-    /// Older than this record: the last one of the page before.
+    /// Older than this record, the last one of the page before.
     pub before_id: Option<i64>,
     /// At most so many; 10,000 at most whatever is said.
     pub limit: u32,
@@ -251,37 +251,7 @@ impl Catalog {
     /// # Errors
     /// [`crate::Error::Catalog`].
     pub fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRecord>> {
-        let since = filter.since.map(stored);
-        let until = filter.until.map(stored);
-        let conditions: [(&str, Option<&dyn ToSql>); 8] = [
-            ("user =", given(&filter.user)),
-            ("action =", given(&filter.action)),
-            ("vm_name =", given(&filter.vm_name)),
-            ("backup_id =", given(&filter.backup_id)),
-            ("mount_id =", given(&filter.mount_id)),
-            ("at >=", given(&since)),
-            ("at <", given(&until)),
-            ("id <", given(&filter.before_id)),
-        ];
-        let mut sql = "SELECT id, at, user, address, action, vm_name, backup_id, disk_index,
-                 mount_id, path, bytes, outcome, detail FROM audit"
-            .to_owned();
-        let mut values: Vec<&dyn ToSql> = Vec::new();
-        for (condition, value) in conditions {
-            if let Some(value) = value {
-                sql.push_str(if values.is_empty() {
-                    " WHERE "
-                } else {
-                    " AND "
-                });
-                sql.push_str(condition);
-                sql.push_str(" ?");
-                values.push(value);
-            }
-        }
-        let limit = filter.limit.min(MAX_ROWS);
-        sql.push_str(" ORDER BY id DESC LIMIT ?");
-        values.push(&limit);
+        let (sql, values) = select(filter);
         self.rows(&sql, params_from_iter(values), record)
     }
 
@@ -309,8 +279,46 @@ impl Catalog {
     }
 }
 
-fn given<T: ToSql>(value: &Option<T>) -> Option<&dyn ToSql> {
-    value.as_ref().map(|value| value as &dyn ToSql)
+/// The query for a filter, with the values of its parameters.
+pub(super) fn select(filter: &AuditFilter) -> (String, Vec<Value>) {
+    let text = |text: &Option<String>| text.clone().map(Value::from);
+    let time = |time: Option<Timestamp>| time.map(|time| stored(time).into());
+    let conditions = [
+        ("user = ?", text(&filter.user)),
+        (
+            "action = ?",
+            filter.action.map(|action| action.name().to_owned().into()),
+        ),
+        ("vm_name = ?", text(&filter.vm_name)),
+        ("backup_id = ?", text(&filter.backup_id)),
+        ("mount_id = ?", text(&filter.mount_id)),
+        ("at >= ?", time(filter.since)),
+        ("at < ?", time(filter.until)),
+        // Nothing is older than one that was removed.
+        (
+            "(at, id) < (SELECT at, id FROM audit WHERE id = ?)",
+            filter.before_id.map(Value::from),
+        ),
+    ];
+    let mut sql = "SELECT id, at, user, address, action, vm_name, backup_id, disk_index,
+             mount_id, path, bytes, outcome, detail FROM audit"
+        .to_owned();
+    let mut values = Vec::new();
+    for (condition, value) in conditions {
+        if let Some(value) = value {
+            sql.push_str(if values.is_empty() {
+                " WHERE "
+            } else {
+                " AND "
+            });
+            sql.push_str(condition);
+            values.push(value);
+        }
+    }
+    // Records of several processes may not come in the order of their times.
+    sql.push_str(" ORDER BY at DESC, id DESC LIMIT ?");
+    values.push(i64::from(filter.limit.min(MAX_ROWS)).into());
+    (sql, values)
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<AuditRecord> {

@@ -47,7 +47,7 @@ pub use record::{NewImage, Removed};
 pub use repository::{Repository, RepositoryKind};
 pub use scan::{ScanEvent, ScanOptions, ScanSummary};
 pub use shapes::{Backup, BackupDisk, BackupSummary, VmContext, VmDisk, VmDisks};
-pub use users::{Grants, Login, Role, Session, User, UserChange};
+pub use users::{Grants, Login, Role, Session, User, UserChange, check_user_name};
 
 use crate::error::{Error, Result};
 use nix::unistd::{AccessFlags, access};

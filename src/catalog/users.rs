@@ -181,7 +181,7 @@ impl Catalog {
         all_vms: bool,
         vms: &[String],
     ) -> Result<i64> {
-        check_name(name)?;
+        check_user_name(name)?;
         self.write(|connection| {
             let sql = format!(
                 "INSERT INTO users (name, role, password_hash, all_vms, generation)
@@ -484,7 +484,11 @@ fn grant(connection: &Connection, id: i64, vms: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn check_name(name: &str) -> Result<()> {
+/// Whether a new user can have this name.
+///
+/// # Errors
+/// [`Error::Invalid`], which says why not.
+pub fn check_user_name(name: &str) -> Result<()> {
     let refuse = |why: &str| {
         Err(Error::Invalid(format!(
             "`{name}` cannot be a user's name: it {why}"

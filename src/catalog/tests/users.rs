@@ -355,8 +355,34 @@ fn the_record_is_found_by_what_it_is_about() {
         .remove(0);
     assert_eq!(kept.path.unwrap().len(), 4095);
 
-    assert_eq!(catalog.prune_audit(at("2025-10-08T11:00:00Z")).unwrap(), 2);
+    // By time, whenever they were recorded; pages follow without gap or repetition.
+    catalog
+        .record_audit(&[record("2025-10-08T10:30:00Z", Action::List, "bert", "c")])
+        .unwrap();
+    assert_eq!(ids(any()), [5, 4, 3, 6, 2, 1]);
+    assert_eq!(
+        ids(AuditFilter {
+            before_id: Some(3),
+            ..any()
+        }),
+        [6, 2, 1]
+    );
+    assert_eq!(
+        ids(AuditFilter {
+            before_id: Some(6),
+            ..any()
+        }),
+        [2, 1]
+    );
+    assert_eq!(catalog.prune_audit(at("2025-10-08T11:00:00Z")).unwrap(), 3);
     assert_eq!(ids(any()), [5, 4, 3]);
+    assert_eq!(
+        ids(AuditFilter {
+            before_id: Some(6),
+            ..any()
+        }),
+        [0; 0]
+    );
     for action in Action::ALL {
         assert_eq!(action.name().parse::<Action>().unwrap(), *action);
     }
@@ -366,6 +392,84 @@ fn the_record_is_found_by_what_it_is_about() {
             .unwrap_err()
             .contains("login_failed")
     );
+}
+
+#[test]
+fn no_answer_has_to_be_sorted() {
+    let (_dir, catalog) = catalog();
+    let text = || Some("x".to_owned());
+    let any = AuditFilter::default;
+    let time = Some(Timestamp::UNIX_EPOCH);
+    for (index, filter) in [
+        ("audit_at", any()),
+        (
+            "audit_user",
+            AuditFilter {
+                user: text(),
+                ..any()
+            },
+        ),
+        (
+            "audit_action",
+            AuditFilter {
+                action: Some(Action::List),
+                ..any()
+            },
+        ),
+        (
+            "audit_vm",
+            AuditFilter {
+                vm_name: text(),
+                ..any()
+            },
+        ),
+        (
+            "audit_backup",
+            AuditFilter {
+                backup_id: text(),
+                ..any()
+            },
+        ),
+        (
+            "audit_mount",
+            AuditFilter {
+                mount_id: text(),
+                ..any()
+            },
+        ),
+        (
+            "audit_at",
+            AuditFilter {
+                since: time,
+                until: time,
+                ..any()
+            },
+        ),
+        (
+            "audit_vm",
+            AuditFilter {
+                vm_name: text(),
+                since: time,
+                before_id: Some(1),
+                ..any()
+            },
+        ),
+    ] {
+        let (sql, values) = audit::select(&filter);
+        let plan = catalog
+            .rows(
+                &format!("EXPLAIN QUERY PLAN {sql}"),
+                rusqlite::params_from_iter(values),
+                |row| row.get::<_, String>(3),
+            )
+            .unwrap();
+        let plan = plan.join("; ");
+        assert!(
+            plan.contains(&format!("INDEX {index} ")) || plan.ends_with(index),
+            "{plan}"
+        );
+        assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+    }
 }
 
 #[test]
