@@ -3,6 +3,7 @@
 
 use crate::config::Config;
 use crate::gate;
+use crate::terminal::{table, wall_clock};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use sendense::catalog::{
@@ -438,11 +439,6 @@ fn as_table(backups: &[BackupSummary]) -> String {
             gone => format!("{} ({gone} gone)", backup.status),
         };
         let size = backup.total_size_gb.map(|size| format!("{size:.1} GB"));
-        // As the clock on the wall showed it.
-        let taken = backup.created_at.parse::<jiff::Timestamp>().map(|time| {
-            let zoned = time.to_zoned(jiff::tz::TimeZone::system());
-            zoned.strftime("%Y-%m-%d %H:%M:%S").to_string()
-        });
         rows.push([
             plain(&backup.vm_name),
             plain(&backup.backup_id),
@@ -450,31 +446,10 @@ fn as_table(backups: &[BackupSummary]) -> String {
             status,
             backup.disk_count.to_string(),
             size.unwrap_or_else(|| "-".to_owned()),
-            taken.unwrap_or_else(|_| backup.created_at.clone()),
+            wall_clock(&backup.created_at),
         ]);
     }
     table(&rows)
-}
-
-/// Columns as wide as their widest cell.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let mut widths = [0; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (width, cell) in widths.iter().zip(row) {
-            // Writing to a string cannot fail.
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 /// A name from outside without control characters, which could command the

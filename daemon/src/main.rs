@@ -6,6 +6,8 @@
 //! in part; 2: wrong usage; 130: interrupted).
 
 mod attachments;
+mod audit_command;
+mod auth;
 mod browse;
 mod cat_command;
 mod catalog_command;
@@ -27,6 +29,7 @@ mod serve;
 mod signals;
 mod status_command;
 mod terminal;
+mod user_command;
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -75,6 +78,10 @@ enum Command {
     Cp(cp_command::CpArgs),
     /// Which backups there are: scan, add, list, remove, import, export
     Catalog(catalog_command::CatalogArgs),
+    /// Who may use the HTTP side, and with which VMs
+    User(user_command::UserArgs),
+    /// What was done by whom
+    Audit(audit_command::AuditArgs),
     /// The effective configuration, and where each value came from
     Config(config_command::ConfigArgs),
 }
@@ -129,6 +136,8 @@ fn run(line: CommandLine) -> Result<ExitCode> {
         Command::Cat(args) => cat_command::run(&args, &Backups::read(&config)?.tree),
         Command::Cp(args) => cp_command::run(&args, &Backups::read(&config)?.tree),
         Command::Catalog(args) => catalog_command::run(&args, &config).map(|()| ExitCode::SUCCESS),
+        Command::User(args) => user_command::run(&args, &config).map(|()| ExitCode::SUCCESS),
+        Command::Audit(args) => audit_command::run(&args, &config).map(|()| ExitCode::SUCCESS),
         Command::Config(args) => config_command::run(&args, &config),
     }
 }

@@ -3,6 +3,7 @@
 //! Names in a backup come from the guest: on a terminal, an escape sequence in
 //! one could do anything that the terminal can. Pipes get the raw bytes.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
 use sendense::{Error, Result};
@@ -85,10 +86,41 @@ pub(crate) fn harmless(text: &str) -> String {
         })
 }
 
+/// An RFC 3339 time as the clock on the wall showed it.
+pub(crate) fn wall_clock(time: &str) -> String {
+    time.parse::<jiff::Timestamp>()
+        .map(|time| {
+            let zoned = time.to_zoned(jiff::tz::TimeZone::system());
+            zoned.strftime("%Y-%m-%d %H:%M:%S").to_string()
+        })
+        .unwrap_or_else(|_| time.to_owned())
+}
+
 /// Control characters, and those that change the direction of a line.
 fn deceives(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// Columns as wide as their widest cell.
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            // Writing to a string cannot fail.
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 #[cfg(test)]

@@ -16,9 +16,12 @@
 //! - [`layout`]: what an image's name says;
 //! - [`walk`] and [`scan`]: finding images; [`record`]: one image by hand, and
 //!   removal; [`found`]: the rows that both write; [`relations`]: chains;
+//! - [`users`]: who may see what over HTTP; [`audit`]: what was done by whom;
+//! - [`readers`]: connections for reading, also where no file can be opened;
 //! - [`identity`]: whether a file is still the one that a row speaks of;
 //! - [`shapes`], [`chain`], [`exchange`] and [`json`]: the JSON that clients know.
 
+mod audit;
 mod chain;
 mod exchange;
 mod found;
@@ -26,6 +29,7 @@ mod identity;
 mod json;
 mod layout;
 mod query;
+mod readers;
 mod record;
 mod relations;
 mod repository;
@@ -34,8 +38,10 @@ mod schema;
 mod shapes;
 #[cfg(test)]
 mod tests;
+mod users;
 mod walk;
 
+pub use audit::{Action, AuditFilter, AuditRecord, Outcome};
 pub use chain::ChainLink;
 pub use exchange::ImportSummary;
 pub use identity::ImageIdentity;
@@ -43,10 +49,12 @@ pub use record::{NewImage, Removed};
 pub use repository::{Repository, RepositoryKind};
 pub use scan::{ScanEvent, ScanOptions, ScanSummary};
 pub use shapes::{Backup, BackupDisk, BackupSummary, VmContext, VmDisk, VmDisks};
+pub use users::{Grants, Login, Role, Session, User, UserChange, check_user_name};
 
 use crate::error::{Error, Result};
 use nix::unistd::{AccessFlags, access};
 use parking_lot::{Mutex, MutexGuard};
+use readers::Readers;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
@@ -56,8 +64,9 @@ use std::time::Duration;
 
 /// How long a writer waits for another one, and at most anybody for a lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Idle reading connections kept for the next reader.
-const IDLE_READERS: usize = 4;
+/// What a commit waits for: an id that was handed out must survive a power cut, or
+/// it could be handed out again.
+const DURABLE: &str = "FULL";
 
 /// A folder of the tree that the catalog knows: a VM or a backup. Its id is
 /// given once and never again, so that inode numbers can be built on it.
@@ -118,7 +127,7 @@ impl From<rusqlite::Error> for Error {
 pub struct Catalog {
     source: Source,
     writer: Mutex<Connection>,
-    readers: Mutex<Vec<Connection>>,
+    readers: Readers,
     /// Asked for nothing but the version, which is relative to a connection.
     watcher: Mutex<Connection>,
 }
@@ -159,9 +168,7 @@ impl Source {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(64);
         connection.pragma_update(None, "foreign_keys", true)?;
-        // An id that was handed out must survive a power cut, or it could be
-        // handed out again.
-        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "synchronous", DURABLE)?;
         Ok(connection)
     }
 }
@@ -241,11 +248,27 @@ impl Catalog {
         Err(failed.unwrap_or_else(|| fail("unknown reason".into())))
     }
 
+    /// As [`Self::open`], for a process that then gives up the right to open
+    /// files: all connections are made and used now, `readers` of them for
+    /// reading, and none is made or closed later. A reader that finds them all in
+    /// use waits, 30 s at most.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_ahead(path: &Path, readers: usize) -> Result<Self> {
+        let catalog = Self {
+            readers: Readers::fixed(),
+            ..Self::open(path)?
+        };
+        catalog.open_files(readers)?;
+        Ok(catalog)
+    }
+
     fn from_source(source: Source, writer: Connection) -> Result<Self> {
         let watcher = source.connect()?;
         Ok(Self {
             writer: Mutex::new(writer),
-            readers: Mutex::new(Vec::new()),
+            readers: Readers::on_demand(),
             watcher: Mutex::new(watcher),
             source,
         })
@@ -268,21 +291,7 @@ impl Catalog {
 
     /// Runs `read` on a connection of its own.
     fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        let idle = self.readers.lock().pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => {
-                let connection = self.source.connect()?;
-                connection.pragma_update(None, "query_only", true)?;
-                connection
-            }
-        };
-        let result = read(&connection);
-        let mut readers = self.readers.lock();
-        if readers.len() < IDLE_READERS {
-            readers.push(connection);
-        }
-        result
+        self.readers.with(&self.source, read)
     }
 
     /// The connection for writing; whoever holds it is this process's writer.
@@ -299,13 +308,30 @@ impl Catalog {
     /// Runs `write` in one transaction: all of it is done, or nothing. Where
     /// `write` changes nothing, [`Self::version`] stays as it was.
     fn write<T>(&self, write: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        let mut connection = self.writer()?;
-        let transaction =
-            connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let result = write(&transaction)?;
-        transaction.commit()?;
-        Ok(result)
+        transact(&mut *self.writer()?, write)
     }
+
+    /// As [`Self::write`], without waiting for the disk: a power cut or a crash of
+    /// the kernel may undo what was written this way since the last [`Self::write`]
+    /// of any process, in whole transactions; the end of this process cannot.
+    fn write_relaxed<T>(&self, write: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        let mut connection = self.writer()?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        let result = transact(&mut connection, write);
+        connection.pragma_update(None, "synchronous", DURABLE)?;
+        result
+    }
+}
+
+fn transact<T>(
+    connection: &mut Connection,
+    write: impl FnOnce(&Connection) -> Result<T>,
+) -> Result<T> {
+    let transaction =
+        connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let result = write(&transaction)?;
+    transaction.commit()?;
+    Ok(result)
 }
 
 /// Makes the file and its directory, for this user alone, if they are not there,

@@ -1,11 +1,13 @@
 //! Real databases, real images made by `qemu-img`, real processes.
 
+mod ahead;
 mod exchange;
 mod folders;
 mod layout;
 mod processes;
 mod record;
 mod scan;
+mod users;
 
 use super::*;
 use jiff::tz::{TimeZone, offset};
