@@ -6,3 +6,6 @@
 //! together from a client's string.
 
 pub(crate) mod beneath;
+pub(crate) mod error;
+pub(crate) mod name;
+pub(crate) mod root;
