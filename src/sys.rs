@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::OnceLock;
@@ -80,4 +81,24 @@ pub fn trim_memory() {
     unsafe {
         nix::libc::malloc_trim(0);
     }
+}
+
+/// Reads entries of an open folder into `buffer` and says how many bytes they are:
+/// a number of `struct linux_dirent64`, none at the end of the folder. Neither the
+/// standard library nor nix gives the position that each entry has.
+///
+/// # Errors
+/// As getdents(2).
+pub fn read_directory(folder: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the kernel writes no more than the length it is given, into memory that
+    // is borrowed for us alone. Any bytes are valid there.
+    let length = unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_getdents64,
+            folder.as_raw_fd(),
+            buffer.as_mut_ptr(),
+            buffer.len(),
+        )
+    };
+    usize::try_from(length).map_err(|_| io::Error::last_os_error())
 }

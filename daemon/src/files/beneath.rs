@@ -16,6 +16,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 
+/// How often a look-up is tried that the host keeps disturbing.
+const ATTEMPTS: u32 = 100;
+
 /// A folder that no look-up beneath it leaves. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Beneath(Arc<OwnedFd>);
@@ -36,6 +39,15 @@ impl Beneath {
     /// As [`Self::open`].
     pub(crate) fn folder(&self, path: &[u8]) -> io::Result<Self> {
         let folder = self.open(path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        Ok(Self(Arc::new(folder)))
+    }
+
+    /// As [`Self::folder`], but follows no link at all.
+    ///
+    /// # Errors
+    /// As [`Self::open_unfollowed`].
+    pub(crate) fn folder_unfollowed(&self, path: &[u8]) -> io::Result<Self> {
+        let folder = self.open_unfollowed(path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         Ok(Self(Arc::new(folder)))
     }
 
@@ -102,6 +114,14 @@ impl Beneath {
                     | ResolveFlag::RESOLVE_NO_XDEV
                     | more,
             );
+        // Where a file is renamed or something is mounted anywhere on the host while the
+        // kernel goes through a `..`, it cannot tell whether that left, and says so.
+        for _ in 1..ATTEMPTS {
+            match openat2(self.as_fd(), path.as_c_str(), how) {
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                result => return Ok(result?),
+            }
+        }
         Ok(openat2(self.as_fd(), path.as_c_str(), how)?)
     }
 }

@@ -6,3 +6,15 @@
 //! together from a client's string.
 
 pub(crate) mod beneath;
+pub(crate) mod conditions;
+pub(crate) mod content;
+mod cursor;
+mod dirents;
+pub(crate) mod entry;
+pub(crate) mod error;
+pub(crate) mod info;
+pub(crate) mod listing;
+pub(crate) mod name;
+pub(crate) mod recursion;
+pub(crate) mod root;
+mod time;
