@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{IntoResponses, ToSchema};
 
-use crate::files::FilesError;
+use crate::files::error::FilesError;
 
 /// The body of every answer that is an error.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -111,7 +111,9 @@ impl From<sendense::Error> for Failure {
     fn from(error: sendense::Error) -> Self {
         use sendense::Error;
         let status = match &error {
-            Error::NotFound { .. } | Error::Gone { .. } => StatusCode::NOT_FOUND,
+            Error::NotFound { .. } | Error::Gone { .. } | Error::Unknown(_) | Error::Expired => {
+                StatusCode::NOT_FOUND
+            }
             Error::NotADirectory { .. } | Error::IsADirectory { .. } | Error::Invalid(_) => {
                 StatusCode::BAD_REQUEST
             }
@@ -121,7 +123,7 @@ impl From<sendense::Error> for Failure {
                     ..Self::new(StatusCode::CONFLICT, error.to_string())
                 };
             }
-            Error::NoSlot { .. } | Error::Exhausted { .. } | Error::NoDaemon { .. } => {
+            Error::NoSlot { .. } | Error::Exhausted { .. } | Error::NoDaemon(_) => {
                 return Self::later(StatusCode::SERVICE_UNAVAILABLE, error.to_string(), 5);
             }
             Error::Locked { .. } => StatusCode::LOCKED,
@@ -142,7 +144,7 @@ impl From<sendense::Error> for Failure {
                 let message = "the backup's image cannot be opened; the server's log says why";
                 return Self::new(StatusCode::BAD_GATEWAY, message);
             }
-            Error::Corrupt { .. } => StatusCode::BAD_GATEWAY,
+            Error::Corrupt { .. } | Error::Daemon(_) => StatusCode::BAD_GATEWAY,
             Error::Io { .. } | Error::WouldWait => return Self::internal(error),
         };
         Self::new(status, error.to_string())
@@ -151,22 +153,12 @@ impl From<sendense::Error> for Failure {
 
 impl From<FilesError> for Failure {
     fn from(error: FilesError) -> Self {
-        let message = error.to_string();
-        let status = match &error {
-            FilesError::NotFound { .. } => StatusCode::NOT_FOUND,
-            FilesError::Invalid { .. }
-            | FilesError::IsFolder { .. }
-            | FilesError::NotFolder { .. } => StatusCode::BAD_REQUEST,
-            FilesError::Locked { .. } => StatusCode::LOCKED,
-            FilesError::Unreadable { .. } => StatusCode::BAD_GATEWAY,
-            FilesError::Unsupported { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-            FilesError::DaemonGone | FilesError::NoSlot { .. } => {
-                return Self::later(StatusCode::SERVICE_UNAVAILABLE, message, 5);
-            }
-            FilesError::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
-            FilesError::Other { .. } => return Self::internal(error),
-        };
-        Self::new(status, message)
+        let status = StatusCode::from_u16(error.status()).unwrap_or_default();
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE => Self::later(status, error.to_string(), 5),
+            StatusCode::INTERNAL_SERVER_ERROR | StatusCode::OK => Self::internal(error),
+            _ => Self::new(status, error.to_string()),
+        }
     }
 }
 

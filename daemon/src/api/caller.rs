@@ -13,11 +13,11 @@ use std::sync::Arc;
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
-use sendense::catalog::{Role, Session};
+use sendense::catalog::{Action, AuditRecord, Mount, Role, Session};
 
 use super::answer::{Answer, Failure};
 use super::{App, blocking};
-use crate::auth::Claims;
+use crate::auth::token::{Claims, Refusal, TokenKey};
 
 /// The cookie that holds the token.
 pub(crate) const COOKIE: &str = "sendense_session";
@@ -39,7 +39,7 @@ impl Caller {
 
     /// Whether a VM is granted to them.
     pub(crate) fn sees(&self, vm_name: &str) -> bool {
-        self.session.may_see(vm_name)
+        self.session.vms.cover(vm_name)
     }
 
     /// # Errors
@@ -52,6 +52,22 @@ impl Caller {
             "the VM {vm_name} is not granted to {}; an administrator can grant it",
             self.name()
         )))
+    }
+
+    /// The record of something that the caller does now.
+    pub(crate) fn record(&self, action: Action) -> AuditRecord {
+        AuditRecord::now(action, self.name(), self.address.to_string())
+    }
+
+    /// The same, on a mount.
+    pub(crate) fn record_on(&self, action: Action, mount: &Mount) -> AuditRecord {
+        AuditRecord {
+            vm_name: Some(mount.vm_name.clone()),
+            backup_id: Some(mount.backup_id.clone()),
+            disk_index: Some(mount.disk_index),
+            mount_id: Some(mount.id.clone()),
+            ..self.record(action)
+        }
     }
 
     /// # Errors
@@ -76,17 +92,21 @@ impl FromRequestParts<Arc<App>> for Caller {
         let address = address(parts);
         let given = token(&parts.headers)?;
         let claims = app
-            .secret
+            .key
             .verify(&given.token, jiff::Timestamp::now())
-            .ok_or_else(|| Failure::unauthorized("the token is not valid, or not any more; log in again"))?;
+            .map_err(|refusal| {
+                Failure::unauthorized(match refusal {
+                    Refusal::NotOurs => "the token is not valid; log in again",
+                    Refusal::Expired => "the token has expired; log in again",
+                })
+            })?;
         if given.by_cookie {
-            prove_origin(parts, &app.secret.csrf(&claims))?;
+            prove_origin(parts, &app.key, &claims)?;
         }
         let (app, asked) = (Arc::clone(app), claims.clone());
         let session = blocking(move || {
-            Ok(app
-                .catalog
-                .session(asked.sub, asked.generation, &asked.jti)?)
+            let (user, generation) = (asked.user_id(), asked.generation);
+            Ok(app.catalog.session(user, generation, &asked.jti)?)
         })
         .await?
         .ok_or_else(|| Failure::unauthorized("you are logged out; log in again"))?;
@@ -147,7 +167,7 @@ fn cookie(headers: &HeaderMap) -> Option<String> {
 }
 
 /// That a request by cookie was made by our own page, and not by another site's.
-fn prove_origin(parts: &Parts, csrf: &str) -> Answer<()> {
+fn prove_origin(parts: &Parts, key: &TokenKey, claims: &Claims) -> Answer<()> {
     let text = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok());
     // Browsers say it, and pages cannot change it.
     if let Some(site) = text("sec-fetch-site")
@@ -159,7 +179,7 @@ fn prove_origin(parts: &Parts, csrf: &str) -> Answer<()> {
         return Ok(());
     }
     let given = text(CSRF_HEADER).unwrap_or_default();
-    if crate::auth::equal(given.as_bytes(), csrf.as_bytes()) {
+    if key.csrf_matches(&claims.jti, given) {
         return Ok(());
     }
     Err(Failure::forbidden(

@@ -18,6 +18,7 @@ mod downloads;
 mod record;
 mod request;
 mod routes;
+mod stream;
 mod transport;
 mod uses;
 
@@ -25,7 +26,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use sendense::catalog::Catalog;
 use sendense::{Error, Result};
 use tokio::sync::watch;
@@ -36,7 +36,9 @@ use self::record::Recorder;
 use self::transport::Transport;
 use self::uses::Uses;
 use crate::archive;
-use crate::auth::{Attempts, Hasher, Secret};
+use crate::auth::attempts::Attempts;
+use crate::auth::password::Hasher;
+use crate::auth::token::TokenKey;
 use crate::config::Config;
 use crate::control::Client;
 use crate::process;
@@ -48,6 +50,10 @@ const EX_CONFIG: u8 = 78;
 const CATALOG_READERS: usize = 8;
 /// Requests that wait for the disk, the daemon or the catalog at once; more wait.
 const BLOCKING_THREADS: usize = 128;
+/// Passwords that are looked at at once: each takes 19 MiB and a core.
+const HASHES: usize = 2;
+/// How long a log-in waits for its turn.
+const HASH_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the daemon is told which mounts are in use.
 const TELL: Duration = Duration::from_secs(1);
 
@@ -56,9 +62,9 @@ pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) daemon: Client,
-    pub(crate) secret: Secret,
+    pub(crate) key: TokenKey,
     pub(crate) hasher: Hasher,
-    pub(crate) attempts: Mutex<Attempts>,
+    pub(crate) attempts: Attempts,
     pub(crate) recorder: Recorder,
     pub(crate) uses: Arc<Uses>,
     pub(crate) downloads: Arc<Downloads>,
@@ -104,7 +110,7 @@ fn serve(config: &Config) -> Result<()> {
         None => None,
     };
     let listener = listen(config)?;
-    let secret = Secret::load(&config.state_dir)?;
+    let key = TokenKey::load(&config.state_dir)?;
     let catalog = Arc::new(Catalog::open_ahead(&config.catalog_path(), CATALOG_READERS)?);
     let watched = process::Watched::open()?;
     if catalog.users()?.is_empty() {
@@ -117,9 +123,9 @@ fn serve(config: &Config) -> Result<()> {
     let shutdown = Shutdown::install()?;
     let app = Arc::new(App {
         daemon: Client::new(config),
-        secret,
-        hasher: Hasher::new(),
-        attempts: Mutex::new(Attempts::new()),
+        key,
+        hasher: Hasher::new(HASHES, HASH_PATIENCE),
+        attempts: Attempts::new(),
         recorder: Recorder::start(Arc::clone(&catalog), config.audit_retention)?,
         uses: Arc::new(Uses::default()),
         downloads: Downloads::new(config.max_downloads),

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use sendense::catalog::{AuditRecord, Catalog};
 use sendense::{Error, Result};
@@ -111,7 +112,9 @@ fn write(catalog: &Catalog, queue: &Receiver<Entry>, retention: Duration) {
     loop {
         if pruned.is_none_or(|at| at.elapsed() >= PRUNE) {
             pruned = Some(Instant::now());
-            if let Err(e) = catalog.prune_audit(retention) {
+            let kept = jiff::SignedDuration::try_from(retention).unwrap_or(jiff::SignedDuration::MAX);
+            let before = Timestamp::now().checked_sub(kept).unwrap_or(Timestamp::MIN);
+            if let Err(e) = catalog.prune_audit(before) {
                 tracing::warn!("removing old records: {e}");
             }
         }

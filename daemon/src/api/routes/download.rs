@@ -1,6 +1,5 @@
 //! Downloads: a file as it is, or files and folders as an archive.
 
-use std::fs::Metadata;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +8,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -27,7 +26,8 @@ use crate::api::stream::{ArchiveBody, FileBody, Word};
 use crate::api::{App, blocking};
 use crate::archive::{self, Format};
 use crate::files::beneath::Beneath;
-use crate::files::content::{self, Selection};
+use crate::files::conditions::{self, Range};
+use crate::files::content;
 use crate::files::name::GuestPath;
 
 /// Pieces of an archive that wait for the client.
@@ -48,8 +48,7 @@ fn begin(
     hangup: Hangup,
     what: What,
 ) -> Answer<Ticket> {
-    let mut record = caller.record(what.action);
-    record.about(mount);
+    let mut record = caller.record_on(what.action, mount);
     record.path = Some(what.paths.join(" "));
     let download = Download {
         download_id: String::new(),
@@ -89,7 +88,8 @@ struct What {
 
 /// The record of a download that has ended.
 fn last_record(mut record: AuditRecord, end: &Ended) -> AuditRecord {
-    record.bytes = i64::try_from(end.bytes).ok();
+    record.at = Timestamp::now();
+    record.bytes = Some(end.bytes);
     record.outcome = match end.outcome {
         "complete" => Outcome::Ok,
         "failed" => Outcome::Failed,
@@ -104,8 +104,7 @@ fn last_record(mut record: AuditRecord, end: &Ended) -> AuditRecord {
 
 /// The record that a download begins.
 fn first_record(caller: &Caller, mount: &Mount, what: &What) -> AuditRecord {
-    let mut record = caller.record(what.action);
-    record.about(mount);
+    let mut record = caller.record_on(what.action, mount);
     record.path = Some(what.paths.join(" "));
     record.detail = Some("begun".into());
     record
@@ -142,51 +141,52 @@ pub(crate) async fn file(
     })?;
     let path = GuestPath::parse(parameters.bytes("path")?.unwrap_or_default())?;
     let (asked, who, wanted) = (Arc::clone(&app), caller.clone(), path.clone());
-    let (mount, file, metadata) = blocking(move || {
+    let (mount, content) = blocking(move || {
         let (mount, root) = enter(&asked, &who, &id)?;
-        let (file, metadata) = content::open(&root, &wanted)?;
-        Ok((mount, file, metadata))
+        Ok((mount, content::open_file(&root, &wanted)?))
     })
     .await?;
     if let Some(most) = app.config.max_file_size
-        && metadata.len() > most
+        && content.size > most
     {
         return Err(Failure::too_large(format!(
             "{} has {} bytes, and at most {most} may be downloaded at once (max_file_size)",
             path.display(),
-            metadata.len()
+            content.size
         )));
     }
-    let chosen = selection(&headers, &metadata);
-    let name = path.name().unwrap_or_default();
     let mut response = Response::new(Body::empty());
     let head = response.headers_mut();
-    let set = |head: &mut HeaderMap, name, value: String| {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            head.insert(name, value);
-        }
-    };
-    set(head, header::ETAG, content::etag(&metadata));
-    set(head, header::LAST_MODIFIED, content::last_modified(&metadata));
+    set(head, header::ETAG, &content.etag);
+    if let Some(modified) = content.last_modified() {
+        set(head, header::LAST_MODIFIED, &modified);
+    }
     head.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    let (start, end) = match chosen {
-        Selection::NotModified => {
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            return Ok(response);
-        }
-        Selection::Unsatisfiable => return Err(Failure::no_such_range(metadata.len())),
-        Selection::Whole => (0, metadata.len()),
-        Selection::Part { start, end } => {
-            let range = format!("bytes {start}-{}/{}", end.saturating_sub(1), metadata.len());
-            set(head, header::CONTENT_RANGE, range);
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let (none_match, since) = (
+        text(header::IF_NONE_MATCH),
+        text(header::IF_MODIFIED_SINCE),
+    );
+    if conditions::not_modified(none_match, since, content.state()) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    let (range, condition) = (text(header::RANGE), text(header::IF_RANGE));
+    let (start, end) = match conditions::range(range, condition, content.size, content.state()) {
+        Range::Whole => (0, content.size),
+        Range::Part { first, last } => {
+            let value = format!("bytes {first}-{last}/{}", content.size);
+            set(response.headers_mut(), header::CONTENT_RANGE, &value);
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-            (start, end)
+            (first, last.saturating_add(1))
         }
+        Range::Unsatisfiable => return Err(Failure::no_such_range(content.size)),
     };
-    let head = response.headers_mut();
+    let (head, name) = (response.headers_mut(), path.name().unwrap_or_default());
     set(head, header::CONTENT_TYPE, content::content_type(name));
-    set(head, header::CONTENT_DISPOSITION, content::disposition(name));
-    head.insert(header::CONTENT_LENGTH, HeaderValue::from(end.saturating_sub(start)));
+    set(head, header::CONTENT_DISPOSITION, &content::disposition(name));
+    let length = HeaderValue::from(end.saturating_sub(start));
+    head.insert(header::CONTENT_LENGTH, length);
     if method == Method::HEAD {
         return Ok(response);
     }
@@ -199,21 +199,14 @@ pub(crate) async fn file(
     let first = first_record(&caller, &mount, &what);
     let ticket = begin(&app, &caller, &mount, hangup, what)?;
     app.recorder.write(first).await?;
-    *response.body_mut() = Body::new(FileBody::new(file, start, end, ticket));
+    *response.body_mut() = Body::new(FileBody::new(content.file, start, end, ticket));
     Ok(response)
 }
 
-fn selection(headers: &HeaderMap, metadata: &Metadata) -> Selection {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    content::select(
-        metadata,
-        &content::Conditions {
-            range: text(header::RANGE),
-            if_range: text(header::IF_RANGE),
-            if_none_match: text(header::IF_NONE_MATCH),
-            if_modified_since: text(header::IF_MODIFIED_SINCE),
-        },
-    )
+fn set(head: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        head.insert(name, value);
+    }
 }
 
 /// The formats of archives.

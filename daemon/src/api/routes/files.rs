@@ -14,7 +14,8 @@ use crate::api::caller::Caller;
 use crate::api::request::{Parameters, Segment};
 use crate::api::{App, blocking};
 use crate::files::beneath::Beneath;
-use crate::files::entry::{Details, Entry};
+use crate::files::entry::Entry;
+use crate::files::info::{self, FileInfo};
 use crate::files::listing::{self, MAX_LIMIT, Order, Page};
 use crate::files::name::GuestPath;
 use crate::files::recursion;
@@ -87,8 +88,7 @@ pub(crate) async fn list(
     let recursive = parameters.flag("recursive")?;
     blocking(move || {
         let (mount, root) = enter(&app, &caller, &id)?;
-        let mut record = caller.record(Action::List);
-        record.about(&mount);
+        let mut record = caller.record_on(Action::List, &mount);
         record.path = Some(path.display());
         let answer = if recursive {
             let below = recursion::list_below(&root, &path, limit)?;
@@ -125,17 +125,17 @@ pub(crate) async fn list(
         ("mount_id" = String, Path, description = "The mount"),
         ("path" = Option<String>, Query, description = "The file or folder"),
     ),
-    responses((status = 200, body = Details), ReadRefusals))]
+    responses((status = 200, body = FileInfo), ReadRefusals))]
 pub(crate) async fn info(
     State(app): State<Arc<App>>,
     caller: Caller,
     Segment(id): Segment,
     parameters: Parameters,
-) -> Answer<Json<Details>> {
+) -> Answer<Json<FileInfo>> {
     let path = GuestPath::parse(parameters.bytes("path")?.unwrap_or_default())?;
     blocking(move || {
         let (_, root) = enter(&app, &caller, &id)?;
-        Ok(Json(Details::of(&root, &path)?))
+        Ok(Json(info::info(&root, &path)?))
     })
     .await
 }

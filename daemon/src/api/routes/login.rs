@@ -1,13 +1,14 @@
 //! Logging in and out.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use jiff::{Timestamp, ToSpan};
+use jiff::Timestamp;
 use sendense::catalog::{Action, AuditRecord, Grants, Outcome};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -16,7 +17,6 @@ use crate::api::answer::{Answer, ErrorBody, Failure, Refusals};
 use crate::api::caller::{self, Caller};
 use crate::api::request::Body;
 use crate::api::{App, blocking};
-use crate::auth::Claims;
 
 /// A name and its password.
 #[derive(Deserialize, ToSchema)]
@@ -69,15 +69,18 @@ pub(crate) async fn login(
     Body(given): Body<LoginRequest>,
 ) -> Answer<Response> {
     let name = given.username.clone();
-    let now = std::time::Instant::now();
-    if let Err(wait) = app.attempts.lock().allow(&name, address, now) {
-        return Err(Failure::later(
+    let begun = app.attempts.begin(&name, address, Instant::now());
+    let attempt = begun.map_err(|wait| {
+        Failure::later(
             StatusCode::TOO_MANY_REQUESTS,
-            "too many attempts to log in; try again later",
-            wait.as_secs().max(1),
-        ));
-    }
-    let mut record = AuditRecord::new(&name, address.to_string(), Action::Login);
+            format!(
+                "too many attempts to log in; try again in {} seconds",
+                wait.as_secs()
+            ),
+            wait.as_secs(),
+        )
+    })?;
+    let mut record = AuditRecord::now(Action::Login, &*name, address.to_string());
     let checked = Arc::clone(&app);
     let login = blocking(move || {
         let known = checked.catalog.user_for_login(&given.username)?;
@@ -85,49 +88,52 @@ pub(crate) async fn login(
         let right = checked.hasher.verify(&given.password, hash)?;
         Ok(known.filter(|_| right))
     })
-    .await?;
-    let Some(login) = login else {
-        app.attempts.lock().failed(&name, address, now);
-        record.action = Action::LoginFailed;
-        record.outcome = Outcome::Refused;
-        app.recorder.note(record);
-        return Err(Failure::unauthorized("the name or the password is wrong"));
+    .await;
+    let login = match login {
+        Ok(Some(login)) => login,
+        Ok(None) => {
+            record.action = Action::LoginFailed;
+            record.outcome = Outcome::Refused;
+            app.recorder.note(record);
+            return Err(Failure::unauthorized("the name or the password is wrong"));
+        }
+        Err(failure) => {
+            app.attempts.withdrawn(attempt);
+            return Err(failure);
+        }
     };
-    app.attempts.lock().succeeded(&name, address);
-    let lifetime = i64::try_from(app.config.token_lifetime.as_secs()).unwrap_or(i64::MAX);
-    let issued = Timestamp::now();
-    let expires = issued
-        .checked_add(lifetime.seconds())
-        .map_err(Failure::internal)?;
-    let claims = Claims::new(login.id, &login.name, login.generation, issued, expires);
-    let token = app.secret.sign(&claims);
+    app.attempts.succeeded(attempt);
+    let (now, lifetime) = (Timestamp::now(), app.config.token_lifetime);
+    let (token, claims) = app
+        .key
+        .issue(login.id, &login.name, login.generation, lifetime, now)?;
     app.recorder.write(record).await?;
-    let user = login.id;
-    let noted = Arc::clone(&app);
+    let (noted, user) = (Arc::clone(&app), login.id);
     blocking(move || {
-        noted.catalog.prune_tokens(issued.as_second())?;
+        noted.catalog.prune_tokens(now.as_second())?;
         Ok(noted.catalog.record_login(user)?)
     })
     .await?;
-    let cookie = cookie(&app, &token, lifetime);
+    let cookie = cookie(&app, &token, lifetime.as_secs())?;
     let answer = LoginAnswer {
-        csrf_token: app.secret.csrf(&claims),
-        expires_at: seconds(expires),
+        csrf_token: app.key.csrf(&claims.jti),
+        expires_at: seconds(claims.exp)?,
         username: login.name,
         role: login.role.to_string(),
         token,
     };
-    Ok(([(header::SET_COOKIE, cookie?)], Json(answer)).into_response())
+    Ok(([(header::SET_COOKIE, cookie)], Json(answer)).into_response())
 }
 
-fn seconds(time: Timestamp) -> String {
-    Timestamp::from_second(time.as_second())
-        .unwrap_or(time)
-        .to_string()
+/// A time in seconds since 1970 as clients read it.
+fn seconds(time: i64) -> Answer<String> {
+    Timestamp::from_second(time)
+        .map(|time| time.to_string())
+        .map_err(Failure::internal)
 }
 
 /// The cookie that holds a token for so many seconds.
-fn cookie(app: &App, token: &str, seconds: i64) -> Answer<HeaderValue> {
+fn cookie(app: &App, token: &str, seconds: u64) -> Answer<HeaderValue> {
     let secure = if app.config.tls.is_some() {
         "; Secure"
     } else {
@@ -174,7 +180,7 @@ pub(crate) struct Me {
     all_vms: bool,
     /// The VMs that are granted by name.
     vms: Vec<String>,
-    expires_at: Option<String>,
+    expires_at: String,
     csrf_token: String,
 }
 
@@ -182,8 +188,6 @@ pub(crate) struct Me {
 #[utoipa::path(get, path = "/api/v1/auth/me", tag = "Authentication",
     responses((status = 200, body = Me), Refusals))]
 pub(crate) async fn me(State(app): State<Arc<App>>, caller: Caller) -> Answer<Json<Me>> {
-    let expires = Timestamp::from_second(caller.claims.exp).ok();
-    let csrf_token = app.secret.csrf(&caller.claims);
     let (all_vms, vms) = match caller.session.vms {
         Grants::All => (true, Vec::new()),
         Grants::Only(names) => (false, names.into_iter().collect()),
@@ -193,7 +197,7 @@ pub(crate) async fn me(State(app): State<Arc<App>>, caller: Caller) -> Answer<Js
         role: caller.session.role.to_string(),
         all_vms,
         vms,
-        expires_at: expires.map(|at| at.to_string()),
-        csrf_token,
+        expires_at: seconds(caller.claims.exp)?,
+        csrf_token: app.key.csrf(&caller.claims.jti),
     }))
 }

@@ -234,16 +234,15 @@ pub(crate) async fn unmount(
     Segment(id): Segment,
 ) -> Answer<Json<Unmounted>> {
     caller.must_be(Role::Operator)?;
-    let mut record = caller.record(Action::Unmount);
-    let asked = Arc::clone(&app);
+    let (asked, who) = (Arc::clone(&app), caller.clone());
     let mount = blocking(move || {
-        let mount = find(&asked, &caller, &id)?;
+        let mount = find(&asked, &who, &id)?;
         asked.downloads.cancel_mount(&mount.id);
         asked.daemon.unmount(&mount.id)?;
         Ok(mount)
     })
     .await?;
-    record.about(&mount);
+    let record = caller.record_on(Action::Unmount, &mount);
     app.recorder.write(record).await?;
     Ok(Json(Unmounted {
         message: "backup unmounted successfully".into(),
