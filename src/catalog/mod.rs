@@ -17,6 +17,7 @@
 //! - [`walk`] and [`scan`]: finding images; [`record`]: one image by hand, and
 //!   removal; [`found`]: the rows that both write; [`relations`]: chains;
 //! - [`identity`]: whether a file is still the one that a row speaks of;
+//! - [`mounts`]: which disks are mounted over REST;
 //! - [`shapes`], [`exchange`] and [`json`]: the JSON that clients know.
 
 mod exchange;
@@ -24,6 +25,7 @@ mod found;
 mod identity;
 mod json;
 mod layout;
+mod mounts;
 mod query;
 mod record;
 mod relations;
@@ -37,6 +39,7 @@ mod walk;
 
 pub use exchange::ImportSummary;
 pub use identity::ImageIdentity;
+pub use mounts::{Mount, MountEnd, MountUse, MountedDisk, NewMount};
 pub use record::{NewImage, Removed};
 pub use repository::{Repository, RepositoryKind};
 pub use scan::{ScanEvent, ScanOptions, ScanSummary};

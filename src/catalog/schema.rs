@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0001_catalog.sql"),
     include_str!("../../migrations/0002_identity.sql"),
+    include_str!("../../migrations/0003_mounts.sql"),
 ];
 
 /// Brings the database up to date, all in one transaction, and switches it to

@@ -3,6 +3,7 @@
 mod exchange;
 mod folders;
 mod layout;
+mod mounts;
 mod processes;
 mod record;
 mod scan;
