@@ -126,12 +126,39 @@ pub enum Error {
         /// How long.
         after: Duration,
     },
-    /// Every slot is in use, and none came free in time.
-    #[error("all {slots} slots are in use; try again, release a disk, or raise `slots`")]
+    /// There is no slot for one more disk.
+    #[error("{}", shortage.sentence(*slots))]
     NoSlot {
         /// How many slots there are.
         slots: usize,
+        /// Why none is free.
+        shortage: Shortage,
     },
+    /// A client named a backup, a disk or a mount that is not there; the whole
+    /// sentence.
+    #[error("{0}")]
+    Unknown(String),
+    /// A mount that nobody used for too long.
+    #[error("mount expired, please remount backup")]
+    Expired,
+    /// A disk has one mount at a time.
+    #[error("{what} is mounted already as {mount_id}")]
+    MountedAlready {
+        /// The disk.
+        what: String,
+        /// The mount that it has.
+        mount_id: String,
+    },
+    /// The host has too little of something to take on more work; a sentence that
+    /// says of what.
+    #[error("{what}")]
+    Exhausted {
+        /// The sentence.
+        what: String,
+    },
+    /// What a daemon said that is none of the above: its sentence.
+    #[error("{0}")]
+    Daemon(String),
     /// The catalog database failed.
     #[error("catalog: {0}")]
     Catalog(String),
@@ -139,6 +166,35 @@ pub enum Error {
     /// (see [`crate::image::patience::without_waiting`]). Never reaches a user.
     #[error("would have to wait")]
     WouldWait,
+}
+
+/// Why no slot is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shortage {
+    /// All are in use, and none came free in time.
+    InUse,
+    /// Mounts hold them all, and nothing else can have one.
+    Held,
+    /// Mounts hold them all, and one more mount was asked for.
+    Mounts,
+}
+
+impl Shortage {
+    fn sentence(self, slots: usize) -> String {
+        match self {
+            Self::InUse => {
+                format!("all {slots} slots are in use; try again, release a disk, or raise `slots`")
+            }
+            Self::Held => {
+                format!("mounts hold all {slots} slots; unmount a backup, or raise `slots`")
+            }
+            Self::Mounts => format!(
+                "Maximum concurrent mounts reached (limit: {slots}). Please unmount a backup \
+                 first."
+            ),
+        }
+    }
 }
 
 impl Error {
@@ -183,7 +239,10 @@ impl Error {
             // ENOKEY would say it better, but servers of NFS do not know it.
             Self::Locked { .. } => libc::EACCES,
             Self::TooLarge { .. } => libc::E2BIG,
-            Self::NoSlot { .. } => libc::EBUSY,
+            Self::Unknown(_) | Self::Expired => libc::ENOENT,
+            Self::NoSlot { .. } | Self::MountedAlready { .. } | Self::Exhausted { .. } => {
+                libc::EBUSY
+            }
             Self::WouldWait => libc::EAGAIN,
             Self::ImageMissing { .. }
             | Self::ImageOutside { .. }
@@ -192,6 +251,7 @@ impl Error {
             | Self::Corrupt { .. }
             | Self::Io { .. }
             | Self::TimedOut { .. }
+            | Self::Daemon(_)
             | Self::Catalog(_) => libc::EIO,
         }
     }

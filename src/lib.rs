@@ -20,4 +20,4 @@ pub mod sys;
 pub mod tree;
 pub mod volume;
 
-pub use error::{Error, Result};
+pub use error::{Error, Result, Shortage};

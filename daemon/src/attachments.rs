@@ -6,6 +6,11 @@
 //! a disk go is nothing but forgetting it, and a reader that comes back attaches
 //! it again without noticing.
 //!
+//! Only mounts hold a slot: a disk that is held is never let go to make room, nor
+//! for being idle, and when all slots are held nobody else gets one. What is held
+//! is the disk and not what is attached: should a held disk have to be attached
+//! anew, its slot is still kept for it.
+//!
 //! A disk whose volumes lie on several disks of its backup opens those itself and
 //! has one slot all the same: it never waits for another disk's, and two that need
 //! each other do not meet.
@@ -13,26 +18,31 @@
 //! The first look-ups of a disk share one attempt; attempts for different disks
 //! share nothing but the table, whose lock is never held while anything waits.
 
-use std::collections::{HashMap, VecDeque};
+mod attempt;
+mod permits;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 use sendense::catalog::{Catalog, DiskRecord};
 use sendense::filesystem;
 use sendense::image::patience::may_wait;
 use sendense::image::{BlockCache, ExportOptions, chain};
 use sendense::tree::{AttachedDisk, Attachments};
-use sendense::{Error, Result};
+use sendense::{Error, Result, Shortage};
+
+use self::attempt::Attempt;
+use self::permits::{Permit, Permits};
 
 /// Disks whose last failure is remembered.
 const REMEMBERED_ERRORS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
-
-/// How often an attempt that waits for a slot looks again.
-const RECONSIDER: Duration = Duration::from_millis(20);
 
 /// What may be set from outside.
 #[derive(Debug, Clone)]
@@ -64,11 +74,18 @@ pub(crate) struct Slots {
     export: ExportOptions,
     guest: filesystem::Options,
     limits: Limits,
-    table: RwLock<HashMap<u64, Entry>>,
+    table: RwLock<Table>,
     permits: Arc<Permits>,
     errors: Mutex<LruCache<u64, Error>>,
     totals: Totals,
     started: Instant,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: HashMap<u64, Entry>,
+    /// The disks that mounts hold, attached or not.
+    held: HashSet<u64>,
 }
 
 #[derive(Clone)]
@@ -77,65 +94,21 @@ enum Entry {
     Attaching(Arc<Attempt>),
 }
 
+/// Why a disk is let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// Its slot is needed, or nobody uses it: not if it is held.
+    Unused,
+    /// It must not be shown any more, or somebody wants it.
+    Told,
+}
+
 /// An attached disk in the table.
 pub(crate) struct Seat {
     pub(crate) disk: Arc<AttachedDisk>,
     pub(crate) since: SystemTime,
     /// Milliseconds after the table was made.
     last_used: AtomicU64,
-}
-
-/// An attempt to attach that several may wait for.
-#[derive(Default)]
-struct Attempt {
-    outcome: Mutex<Option<Result<Arc<AttachedDisk>>>>,
-    over: Condvar,
-}
-
-impl Attempt {
-    /// Waits for the outcome. The attempt itself may hang for longer than its own
-    /// time-outs, where the repository hangs.
-    fn wait(&self, id: u64, limit: Duration) -> Result<Arc<AttachedDisk>> {
-        let mut outcome = self.outcome.lock();
-        self.over
-            .wait_while_for(&mut outcome, |outcome| outcome.is_none(), limit);
-        outcome.clone().unwrap_or_else(|| {
-            Err(Error::TimedOut {
-                what: format!("attaching disk {id}"),
-                after: limit,
-            })
-        })
-    }
-
-    fn end(&self, result: Result<Arc<AttachedDisk>>) {
-        *self.outcome.lock() = Some(result);
-        self.over.notify_all();
-    }
-}
-
-/// The slots, given out in the order in which they were asked for.
-struct Permits {
-    state: Mutex<PermitState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct PermitState {
-    taken: usize,
-    /// Who waits; the first is next.
-    queue: VecDeque<u64>,
-    last_ticket: u64,
-}
-
-/// A slot, given back when dropped.
-struct Permit(Arc<Permits>);
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.taken = state.taken.saturating_sub(1);
-        self.0.changed.notify_all();
-    }
 }
 
 impl Slots {
@@ -151,12 +124,9 @@ impl Slots {
             cache,
             export,
             guest,
+            permits: Permits::new(limits.slots),
             limits,
             table: RwLock::default(),
-            permits: Arc::new(Permits {
-                state: Mutex::default(),
-                changed: Condvar::new(),
-            }),
             errors: Mutex::new(LruCache::new(REMEMBERED_ERRORS)),
             totals: Totals::default(),
             started: Instant::now(),
@@ -167,12 +137,28 @@ impl Slots {
     pub(crate) fn seats(&self) -> Vec<Arc<Seat>> {
         let table = self.table.read();
         table
+            .entries
             .values()
             .filter_map(|entry| match entry {
                 Entry::Attached(seat) => Some(Arc::clone(seat)),
                 Entry::Attaching(_) => None,
             })
             .collect()
+    }
+
+    /// The disks that are just being attached.
+    pub(crate) fn attaching(&self) -> Vec<u64> {
+        let table = self.table.read();
+        let attaching = table.entries.iter().filter_map(|(id, entry)| match entry {
+            Entry::Attaching(_) => Some(*id),
+            Entry::Attached(_) => None,
+        });
+        attaching.collect()
+    }
+
+    /// The disks that mounts hold.
+    pub(crate) fn held(&self) -> HashSet<u64> {
+        self.table.read().held.clone()
     }
 
     /// When a seat was last used.
@@ -197,16 +183,44 @@ impl Slots {
 
     /// Slots taken, including those of disks that were let go while in use.
     pub(crate) fn taken(&self) -> usize {
-        self.permits.state.lock().taken
+        self.permits.taken()
     }
 
-    /// Lets a disk go; false if it is not attached.
+    /// Keeps a slot for a disk, which may not be attached yet, until
+    /// [`Self::unhold`]; to hold it again changes nothing. Whoever waits in vain
+    /// from now on is told so at once.
+    ///
+    /// # Errors
+    /// `NoSlot` if all slots are held.
+    pub(crate) fn hold(&self, id: u64) -> Result<()> {
+        let mut table = self.table.write();
+        let slots = self.limits.slots;
+        if !table.held.contains(&id) && table.held.len() >= slots {
+            return Err(Error::NoSlot {
+                slots,
+                shortage: Shortage::Mounts,
+            });
+        }
+        table.held.insert(id);
+        drop(table);
+        self.permits.reconsider();
+        Ok(())
+    }
+
+    /// Holds a disk no longer, and lets it go.
+    pub(crate) fn unhold(&self, id: u64) {
+        self.table.write().held.remove(&id);
+        self.permits.reconsider();
+        self.release(id);
+    }
+
+    /// Lets a disk go, held or not; false if it is not attached.
     pub(crate) fn release(&self, id: u64) -> bool {
-        let seat = match self.table.read().get(&id) {
+        let seat = match self.table.read().entries.get(&id) {
             Some(Entry::Attached(seat)) => Arc::clone(seat),
             _ => return false,
         };
-        self.forget(&seat);
+        self.forget(&seat, Reason::Told);
         true
     }
 
@@ -221,9 +235,9 @@ impl Slots {
         for seat in self.seats() {
             let idle = self.idle(&seat) >= self.limits.idle_timeout;
             let gone = self.is_outdated(&seat.disk);
-            if idle || gone {
+            let reason = if gone { Reason::Told } else { Reason::Unused };
+            if (idle || gone) && self.forget(&seat, reason) {
                 tracing::info!(disk = seat.disk.path(), idle, gone, "released");
-                self.forget(&seat);
                 released = released.saturating_add(1);
             }
         }
@@ -250,8 +264,8 @@ impl Slots {
 
     /// Lets every disk go; for the end.
     pub(crate) fn release_all(&self) {
-        let table = std::mem::take(&mut *self.table.write());
-        drop(table);
+        let entries = std::mem::take(&mut self.table.write().entries);
+        drop(entries);
     }
 
     fn idle(&self, seat: &Seat) -> Duration {
@@ -267,12 +281,19 @@ impl Slots {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Takes a seat out of the table; the disk ends with its last operation.
-    fn forget(&self, seat: &Arc<Seat>) {
+    /// Takes a seat out of the table; the disk ends with its last operation. False
+    /// if it stays, or had gone before.
+    fn forget(&self, seat: &Arc<Seat>, reason: Reason) -> bool {
         let mut table = self.table.write();
         let id = disk_id(seat);
-        let same = matches!(table.get(&id), Some(Entry::Attached(s)) if Arc::ptr_eq(s, seat));
-        let removed = if same { table.remove(&id) } else { None };
+        let same =
+            matches!(table.entries.get(&id), Some(Entry::Attached(s)) if Arc::ptr_eq(s, seat));
+        let stays = reason == Reason::Unused && table.held.contains(&id);
+        let removed = if same && !stays {
+            table.entries.remove(&id)
+        } else {
+            None
+        };
         drop(table);
         if removed.is_some() {
             let (totals, usage) = (&self.totals, seat.disk.usage());
@@ -284,6 +305,7 @@ impl Slots {
                 .bytes
                 .fetch_add(usage.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         }
+        removed.is_some()
     }
 
     fn attach(&self, id: u64) -> Result<Arc<AttachedDisk>> {
@@ -294,67 +316,49 @@ impl Slots {
         let (record, backup) = self.catalog.disk(row)?.ok_or_else(gone)?;
         let siblings = self.siblings(row, backup)?;
         let began = Instant::now();
-        let mut export = self.export.clone();
-        let recorded = self.catalog.repositories()?;
-        export
-            .repositories
-            .extend(recorded.into_iter().map(|repository| repository.path));
+        let export = self.export_options()?;
         // Before a slot is taken: a repository that hangs must not take them all.
         chain::check(&record.path, &record.format, &export.repositories)?;
-        let permit = self.permit()?;
-        let slot = Box::new(permit);
+        let slot = Box::new(self.permit(id)?);
         let disk = AttachedDisk::open(record, siblings, &export, &self.guest, &self.cache, slot)?;
         tracing::info!(disk = disk.path(), took = ?began.elapsed(), "attached");
         Ok(Arc::new(disk))
     }
 
-    /// A slot; the least recently used disk gives its own if there is none.
+    /// How images are opened, with the repositories that the catalog knows of.
     ///
-    /// In the order of asking: two disks that take the only slot from each other
-    /// both go on.
-    fn permit(&self) -> Result<Permit> {
-        let deadline = Instant::now() + self.limits.slot_timeout;
-        let permits = &self.permits;
-        let mut state = permits.state.lock();
-        state.last_ticket = state.last_ticket.wrapping_add(1);
-        let ticket = state.last_ticket;
-        state.queue.push_back(ticket);
+    /// # Errors
+    /// From the catalog.
+    pub(crate) fn export_options(&self) -> Result<ExportOptions> {
+        let mut export = self.export.clone();
+        let recorded = self.catalog.repositories()?;
+        export
+            .repositories
+            .extend(recorded.into_iter().map(|repository| repository.path));
+        Ok(export)
+    }
+
+    /// A slot for a disk; the least recently used disk gives its own if there is
+    /// none. Those that are held have theirs for certain, in the end.
+    fn permit(&self, id: u64) -> Result<Permit> {
+        let all_held = || {
+            let table = self.table.read();
+            table.held.len() >= self.limits.slots && !table.held.contains(&id)
+        };
         let mut busy_too = true;
-        loop {
-            let first = state.queue.front() == Some(&ticket);
-            if first && state.taken < self.limits.slots {
-                state.taken = state.taken.saturating_add(1);
-                state.queue.pop_front();
-                permits.changed.notify_all();
-                return Ok(Permit(Arc::clone(permits)));
-            }
-            if Instant::now() >= deadline {
-                state.queue.retain(|waiting| *waiting != ticket);
-                permits.changed.notify_all();
-                return Err(Error::NoSlot {
-                    slots: self.limits.slots,
-                });
-            }
-            if first {
-                drop(state);
-                // One disk that is in use ends with its last operation. More than
-                // one need not go for this attempt.
-                busy_too &= !self.evict_one(busy_too);
-                state = permits.state.lock();
-                if state.taken < self.limits.slots {
-                    continue;
-                }
-            }
-            // The disk that was let go may still be in use, or all may be just
-            // being attached: look again when that changes, and at times anyway.
-            permits.changed.wait_for(&mut state, RECONSIDER);
-        }
+        self.permits.take(self.limits.slot_timeout, all_held, || {
+            // One disk that is in use ends with its last operation. More than
+            // one need not go for this attempt.
+            busy_too &= !self.evict_one(busy_too);
+        })
     }
 
     /// Lets the least recently used disk go, one without an operation under way
     /// if there is any. Whether one that is in use was let go.
     fn evict_one(&self, busy_too: bool) -> bool {
-        let seats = self.seats();
+        let held = self.held();
+        let mut seats = self.seats();
+        seats.retain(|seat| !held.contains(&disk_id(seat)));
         let in_use = |seat: &&Arc<Seat>| Arc::strong_count(&seat.disk) > 1;
         let last_used = |seat: &&Arc<Seat>| seat.last_used.load(Ordering::Relaxed);
         let idle = seats
@@ -366,25 +370,26 @@ impl Slots {
             return false;
         };
         tracing::debug!(disk = seat.disk.path(), "gives its slot to another");
-        self.forget(seat);
+        self.forget(seat, Reason::Unused);
         idle.is_none()
     }
 }
 
-fn disk_id(seat: &Seat) -> u64 {
+/// A disk's id as its table has it.
+pub(crate) fn disk_id(seat: &Seat) -> u64 {
     u64::try_from(seat.disk.record().id).unwrap_or(0)
 }
 
 impl Attachments for Slots {
     fn get(&self, id: u64) -> Result<Arc<AttachedDisk>> {
-        if let Some(Entry::Attached(seat)) = self.table.read().get(&id) {
+        if let Some(Entry::Attached(seat)) = self.table.read().entries.get(&id) {
             self.touch(seat);
             return Ok(Arc::clone(&seat.disk));
         }
         may_wait()?;
         let attempt = {
             let mut table = self.table.write();
-            match table.get(&id) {
+            match table.entries.get(&id) {
                 Some(Entry::Attached(seat)) => {
                     self.touch(seat);
                     return Ok(Arc::clone(&seat.disk));
@@ -397,7 +402,9 @@ impl Attachments for Slots {
                 None => {}
             }
             let attempt = Arc::new(Attempt::default());
-            table.insert(id, Entry::Attaching(Arc::clone(&attempt)));
+            table
+                .entries
+                .insert(id, Entry::Attaching(Arc::clone(&attempt)));
             attempt
         };
         // Those who wait must be told whatever happens, a panic included.
@@ -416,13 +423,13 @@ impl Attachments for Slots {
                     since: SystemTime::now(),
                     last_used: AtomicU64::new(self.now()),
                 };
-                table.insert(id, Entry::Attached(Arc::new(seat)));
+                table.entries.insert(id, Entry::Attached(Arc::new(seat)));
                 self.totals.attaches.fetch_add(1, Ordering::Relaxed);
                 // Whoever waits for a slot may take this one's.
-                self.permits.changed.notify_all();
+                self.permits.reconsider();
             }
             Err(_) => {
-                table.remove(&id);
+                table.entries.remove(&id);
                 self.totals.failures.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -436,7 +443,7 @@ impl Attachments for Slots {
     }
 
     fn peek(&self, id: u64) -> Option<Arc<AttachedDisk>> {
-        match self.table.read().get(&id) {
+        match self.table.read().entries.get(&id) {
             Some(Entry::Attached(seat)) => Some(Arc::clone(&seat.disk)),
             _ => None,
         }

@@ -210,6 +210,7 @@ pub(crate) struct Config {
     pub(crate) log: String,
     /// The effective user id that the defaults were made for.
     pub(crate) uid: u32,
+    file: Option<PathBuf>,
     written: Vec<(&'static Key, Written)>,
 }
 
@@ -299,6 +300,7 @@ impl Config {
             guest_ignore_case: values.word("guest_ignore_case", &flag)?,
             log: values.text("log")?,
             uid: sources.uid,
+            file: sources.file.clone(),
             written: Vec::new(),
         };
         if config.tls.is_none() && !config.allow_plain_http && !config.listen.ip().is_loopback() {
@@ -337,6 +339,23 @@ impl Config {
             .iter()
             .find(|(key, _)| key.name == name)
             .map_or(&Origin::Default, |(_, written)| &written.origin)
+    }
+
+    /// The words of a command line that make the same configuration in a process
+    /// with the same environment and working directory.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = Vec::new();
+        if let Some(file) = &self.file {
+            arguments.extend([OsString::from("--config"), file.clone().into_os_string()]);
+        }
+        for (key, written) in &self.written {
+            if matches!(written.origin, Origin::Flag(_)) {
+                let mut word = OsString::from(format!("--{}=", key.flag));
+                word.push(written.words.join(OsStr::new(":")));
+                arguments.push(word);
+            }
+        }
+        arguments
     }
 
     /// The effective values as a file, each with a comment that says where it

@@ -1,5 +1,5 @@
-//! The control socket: how `sendense status` and `sendense release` speak to the
-//! running daemon.
+//! The control socket: how `sendense status`, `sendense release` and the HTTP side
+//! speak to the running daemon.
 //!
 //! The idea: one line of JSON asks, one line answers, on a unix socket that only
 //! the daemon's user and group can open. [`Instance::claim`] comes first in the
@@ -7,15 +7,19 @@
 //! lock that dies with its process, that there is no other daemon on the same
 //! runtime folder. [`Instance::serve`] comes when there is something to tell.
 //!
-//! A client is never waited for long: requests are short, few are answered at
-//! once, and each connection has a deadline.
+//! A client is never waited for long: requests are short, each user has few
+//! answered at once (the HTTP side's user more), and each connection has a
+//! deadline.
 
 mod client;
+mod fault;
 pub(crate) mod message;
 mod server;
 
 pub(crate) use client::Client;
-pub(crate) use message::{AttachedDisk, CacheFigures, SlotFigures, Status, Totals};
+pub(crate) use message::{
+    ApiState, AttachedDisk, CacheFigures, DiskCheck, Resources, SlotFigures, Space, Status, Totals,
+};
 pub(crate) use server::{ControlHandler, Instance};
 
 /// The socket's name in the runtime folder.

@@ -5,6 +5,7 @@
 //! comes back into one sentence and an exit code (0: done; 1: failed, or failed
 //! in part; 2: wrong usage; 130: interrupted).
 
+mod api;
 mod attachments;
 mod audit_command;
 mod auth;
@@ -20,16 +21,21 @@ mod destination;
 mod doctor;
 mod files;
 mod gate;
+mod handler;
+mod leases;
 mod logging;
 mod ls_command;
 mod process;
 mod progress;
 mod release_command;
+mod restorable;
 mod serve;
+mod sidecar;
 mod signals;
 mod status_command;
 mod terminal;
 mod user_command;
+mod watch;
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -64,6 +70,8 @@ struct CommandLine {
 enum Command {
     /// Mount the tree of backups and attach disks as they are used
     Serve,
+    /// The HTTP side, which serve starts by itself unless told not to
+    Api,
     /// What the running daemon does: attached disks, cache, reads
     Status(status_command::StatusArgs),
     /// Detach a disk of the running daemon now
@@ -125,10 +133,12 @@ fn panic_message(panic: &std::panic::PanicHookInfo<'_>) -> String {
 fn run(line: CommandLine) -> Result<ExitCode> {
     let config = Config::load(&Sources::of_process(line.config, line.overrides))?;
     // A daemon tells what it does; a command speaks only when something is wrong.
-    let quiet = config.origin("log") == &Origin::Default && !matches!(line.command, Command::Serve);
+    let quiet = config.origin("log") == &Origin::Default
+        && !matches!(line.command, Command::Serve | Command::Api);
     logging::start(if quiet { "warn" } else { &config.log })?;
     match line.command {
         Command::Serve => serve::run(&config).map(|()| ExitCode::SUCCESS),
+        Command::Api => api::run(&config),
         Command::Status(args) => status_command::run(&args, &config),
         Command::Release(args) => release_command::run(&args, &config),
         Command::Doctor(args) => doctor::run(&args, &config),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
@@ -22,6 +23,12 @@ pub(crate) fn raise_open_files() -> Result<u64> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed)?;
     }
     Ok(hard)
+}
+
+/// A moment by the clock on the wall, as seconds since 1970.
+pub(crate) fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Resident memory of this process in bytes; 0 if it is unknown.

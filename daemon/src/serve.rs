@@ -1,17 +1,16 @@
 //! `sendense serve`: mounts the tree and keeps it until told to end.
 //!
 //! Everything that lives as long as the daemon is put together here and taken
-//! apart in the reverse order: instance lock, catalog, slots, tree, mount,
-//! control socket. The main thread then has two jobs: once a second it looks
-//! whether the catalog has changed, and at every sweep it lets idle disks go.
+//! apart in the reverse order: instance lock, catalog, slots, tree, leases, mount,
+//! control socket, HTTP side. The main thread then has two jobs: once a second it
+//! looks whether the catalog has changed, and at every sweep it lets idle disks go.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use sendense::catalog::Catalog;
 use sendense::filesystem;
@@ -22,12 +21,15 @@ use sendense_fuse::{Mount, MountOptions};
 
 use crate::attachments::{Limits, Slots};
 use crate::config::Config;
-use crate::control::{
-    AttachedDisk, CacheFigures, ControlHandler, Instance, SlotFigures, Status, Totals,
-};
+use crate::control::Instance;
 use crate::gate;
+use crate::handler::Handler;
+use crate::leases::{Keeper, Leases};
 use crate::process;
+use crate::restorable::Restorable;
+use crate::sidecar::{self, Sidecar};
 use crate::signals::Shutdown;
+use crate::watch::Watch;
 
 /// How often the main thread looks at the catalog.
 const TICK: Duration = Duration::from_secs(1);
@@ -51,7 +53,14 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     sendense_fuse::clear_stale(&config.mountpoint)?;
     let backups = Backups::open(config)?;
     gate::recorded_overlap(config, &backups.catalog)?;
-    backups.catalog.clear_restore_mounts()?;
+    let watch = Watch::new(&config.state_dir, &backups.repositories(config)?);
+    // Before anybody can look into the tree and take their slots.
+    let leases = Leases::resume(
+        Arc::clone(&backups.catalog),
+        Arc::clone(&backups.slots),
+        Arc::clone(&watch),
+        &config.mountpoint,
+    )?;
     let mount = Mount::new(
         Arc::clone(&backups.tree),
         &MountOptions {
@@ -68,8 +77,16 @@ pub(crate) fn run(config: &Config) -> Result<()> {
         mountpoint: config.mountpoint.clone(),
         errors: Box::new(mount.errors()),
         started: SystemTime::now(),
+        catalog: Arc::clone(&backups.catalog),
+        leases: Arc::clone(&leases),
+        restorable: Restorable::new(Arc::clone(&backups.catalog), Arc::clone(&backups.slots)),
+        watch: Arc::clone(&watch),
+        api: sidecar::state(config),
     };
-    let control = instance.serve(Arc::new(handler))?;
+    let api = Arc::clone(&handler.api);
+    let control = instance.serve(Arc::new(handler), &config.api_user)?;
+    let keeper = Keeper::start(&leases)?;
+    let sidecar = Sidecar::start(config, api)?;
     tracing::info!(mountpoint = %config.mountpoint.display(), "serving");
 
     let mut version = backups.catalog.version()?;
@@ -85,6 +102,10 @@ pub(crate) fn run(config: &Config) -> Result<()> {
         let now = backups.catalog.version().unwrap_or(version);
         let changed = now != version;
         version = now;
+        if changed && let Ok(repositories) = backups.repositories(config) {
+            watch.set_repositories(&repositories);
+        }
+        watch.ask();
         let due = swept.elapsed() >= config.sweep_interval;
         if due {
             swept = Instant::now();
@@ -95,6 +116,9 @@ pub(crate) fn run(config: &Config) -> Result<()> {
         }
     };
     tracing::info!(reason, "ending");
+    // The HTTP side reads the tree; then mounts are left for the next start.
+    drop(sidecar);
+    drop(keeper);
     drop(mount);
     drop(control);
     backups.close();
@@ -169,6 +193,16 @@ impl Backups {
         })
     }
 
+    /// The configured repositories, and those that the catalog knows of.
+    fn repositories(&self, config: &Config) -> Result<Vec<PathBuf>> {
+        let mut all = config.repositories.clone();
+        let recorded = self.catalog.repositories()?;
+        all.extend(recorded.into_iter().map(|repository| repository.path));
+        all.sort();
+        all.dedup();
+        Ok(all)
+    }
+
     fn close(&self) {
         self.slots.release_all();
         let began = Instant::now();
@@ -212,94 +246,6 @@ fn socket_folder(runtime_dir: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// What the control socket answers.
-struct Handler {
-    tree: Arc<Tree>,
-    slots: Arc<Slots>,
-    mountpoint: PathBuf,
-    errors: Box<dyn Fn() -> u64 + Send + Sync>,
-    started: SystemTime,
-}
-
-impl ControlHandler for Handler {
-    fn status(&self) -> Status {
-        let seats = self.slots.seats();
-        let totals = self.slots.totals();
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let mut attached: Vec<AttachedDisk> = seats
-            .iter()
-            .map(|seat| {
-                let (disk, usage) = (&seat.disk, seat.disk.usage());
-                AttachedDisk {
-                    path: disk.path(),
-                    image: disk.record().path.display().to_string(),
-                    since: seconds(seat.since),
-                    last_used: seconds(self.slots.last_used(seat)),
-                    uses: get(&usage.lookups).saturating_add(get(&usage.reads)),
-                    reads: get(&usage.reads),
-                    bytes_read: get(&usage.bytes),
-                    nbd_requests: disk.export().requests(),
-                    qemu_nbd_pid: disk.export().pid(),
-                    restarts: disk.export().restarts(),
-                    state: "attached".into(),
-                }
-            })
-            .collect();
-        attached.sort_by(|a, b| a.path.cmp(&b.path));
-        let sum =
-            |of: fn(&AttachedDisk) -> u64| attached.iter().map(of).fold(0, u64::saturating_add);
-        let cache = self.slots.cache().figures();
-        Status {
-            version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
-            started_at: seconds(self.started),
-            mountpoint: self.mountpoint.display().to_string(),
-            slots: SlotFigures {
-                total: self.slots.limits().slots,
-                used: self.slots.taken(),
-                held: 0,
-            },
-            cache: CacheFigures {
-                capacity: cache.capacity,
-                bytes: cache.bytes,
-                blocks: cache.bytes / sendense::image::cache::PAGE,
-                hits: cache.hits,
-                misses: cache.misses,
-            },
-            totals: Totals {
-                attaches: get(&totals.attaches),
-                evictions: get(&totals.evictions),
-                reads: get(&totals.reads).saturating_add(sum(|disk| disk.reads)),
-                bytes: get(&totals.bytes).saturating_add(sum(|disk| disk.bytes_read)),
-                errors: (self.errors)(),
-            },
-            attached,
-            rss: process::resident_memory(),
-        }
-    }
-
-    fn release(&self, path: &str) -> Result<String> {
-        // Any further and resolving would go inside the disk, and attach it.
-        let depth = path.split('/').filter(|name| !name.is_empty()).count();
-        let node = self
-            .tree
-            .resolve(if depth > 3 { b"" } else { path.as_bytes() })?;
-        let disk = Tree::disk_of(node.attr.ino).ok_or_else(|| {
-            Error::Invalid(format!("{path}: not a disk; give <vm>/<backup>/disk<N>"))
-        })?;
-        if self.slots.release(disk) {
-            Ok(format!("{path}: released"))
-        } else {
-            Err(Error::not_found(format!("{path}: not attached")))
-        }
-    }
-}
-
-fn seconds(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,7 +282,11 @@ mod tests {
         assert!(error.contains("for reading only"), "{error}");
         drop(backups);
         // One of an earlier version is left as it is.
-        sql("PRAGMA user_version = 1");
+        for file in ["catalog.db", "catalog.db-wal", "catalog.db-shm"] {
+            let _ = fs::remove_file(path.with_file_name(file));
+        }
+        let first = include_str!("../../migrations/0001_catalog.sql");
+        sql(&format!("PRAGMA user_version = 1; {first}"));
         let error = Backups::read(&config).err().unwrap().to_string();
         assert!(error.contains("older version"), "{error}");
         assert_eq!(sql("PRAGMA user_version"), "1\n");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sendense::{Error, Result};
 
 use crate::config::{Config, show_size};
-use crate::control::{Client, Status};
+use crate::control::{ApiState, Client, Resources, Status};
 use crate::terminal;
 
 /// Arguments of `status`.
@@ -54,7 +54,7 @@ fn show(status: &Status, now: i64) -> String {
     } else {
         String::new()
     };
-    let lines = [
+    let mut lines = vec![
         format!(
             "sendense {} (process {}), up {}, {} of memory",
             status.version,
@@ -79,6 +79,8 @@ fn show(status: &Status, now: i64) -> String {
             totals.errors
         ),
     ];
+    lines.push(format!("api    {}", api_line(&status.api)));
+    lines.extend(resource_lines(&status.resources));
     for line in lines {
         let _ = writeln!(out, "{line}");
     }
@@ -99,11 +101,19 @@ fn show(status: &Status, now: i64) -> String {
     ];
     let mut rows = vec![head.map(str::to_owned)];
     for disk in &status.attached {
+        // One that is being attached has no times yet.
+        let ago = |then| {
+            if disk.since == 0 {
+                "-".to_owned()
+            } else {
+                ago(now, then)
+            }
+        };
         rows.push([
             terminal::harmless(&disk.path),
             terminal::harmless(&disk.state),
-            ago(now, disk.since),
-            ago(now, disk.last_used),
+            ago(disk.since),
+            ago(disk.last_used),
             disk.uses.to_string(),
             show_size(disk.bytes_read),
             disk.nbd_requests.to_string(),
@@ -114,6 +124,57 @@ fn show(status: &Status, now: i64) -> String {
     out.push('\n');
     out.push_str(&table(&rows));
     out
+}
+
+fn api_line(api: &ApiState) -> String {
+    let what = match (&*api.state, api.pid) {
+        ("running", Some(pid)) => format!("running (process {pid}), listens on {}", api.listen),
+        ("failed", _) => format!(
+            "failed: {}",
+            terminal::harmless(api.error.as_deref().unwrap_or_default())
+        ),
+        (state, _) => terminal::harmless(state),
+    };
+    match api.restarts {
+        0 => what,
+        restarts => format!("{what}, {restarts} restarts"),
+    }
+}
+
+fn resource_lines(resources: &Resources) -> Vec<String> {
+    let mut lines = Vec::new();
+    let memory = resources
+        .memory_available
+        .map(|bytes| format!("{} of memory", show_size(bytes)));
+    let descriptors = match (resources.descriptors_used, resources.descriptors_limit) {
+        (Some(used), Some(limit)) => Some(format!(
+            "{} of {limit} descriptors",
+            limit.saturating_sub(used)
+        )),
+        _ => None,
+    };
+    let left: Vec<String> = memory.into_iter().chain(descriptors).collect();
+    if !left.is_empty() {
+        lines.push(format!("left   {}", left.join(", ")));
+    }
+    for space in &resources.spaces {
+        let path = terminal::harmless(&space.path);
+        let figures = match (space.free, space.total) {
+            (Some(free), Some(total)) => {
+                format!("{} of {} free", show_size(free), show_size(total))
+            }
+            _ => "free space unknown".into(),
+        };
+        let trouble = match (&space.error, space.age) {
+            (None, _) => String::new(),
+            (Some(error), None) => format!(" ({})", terminal::harmless(error)),
+            (Some(error), Some(age)) => {
+                format!(" {age}s ago ({})", terminal::harmless(error))
+            }
+        };
+        lines.push(format!("space  {path}: {figures}{trouble}"));
+    }
+    lines
 }
 
 /// Rows with their columns under each other.
@@ -147,7 +208,7 @@ fn ago(now: i64, then: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{AttachedDisk, CacheFigures, SlotFigures, Totals};
+    use crate::control::{AttachedDisk, CacheFigures, SlotFigures, Space, Totals};
 
     #[test]
     fn the_page_says_what_the_figures_say() {
@@ -186,6 +247,31 @@ mod tests {
             },
             rss: 10 << 20,
             started_at: 0,
+            api: ApiState {
+                state: "running".into(),
+                pid: Some(43),
+                listen: "127.0.0.1:8082".into(),
+                ..ApiState::default()
+            },
+            resources: Resources {
+                memory_available: Some(2 << 30),
+                descriptors_used: Some(24),
+                descriptors_limit: Some(1024),
+                spaces: vec![
+                    Space {
+                        path: "/var/lib/x".into(),
+                        free: Some(1 << 30),
+                        total: Some(4 << 30),
+                        age: Some(1),
+                        ..Space::default()
+                    },
+                    Space {
+                        path: "/mnt/nas".into(),
+                        error: Some("no answer for 9 s".into()),
+                        ..Space::default()
+                    },
+                ],
+            },
         };
         let page = show(&status, 1_100);
         for wanted in [
@@ -195,6 +281,10 @@ mod tests {
             "2 attached, 1 evicted",
             "web\\u{1b}[2J/20250101-000000/disk0  attached  1m 40s  10s",
             "4711",
+            "api    running (process 43), listens on 127.0.0.1:8082\n",
+            "left   2.0 GiB of memory, 1000 of 1024 descriptors\n",
+            "space  /var/lib/x: 1.0 GiB of 4.0 GiB free\n",
+            "space  /mnt/nas: free space unknown (no answer for 9 s)\n",
         ] {
             assert!(page.contains(wanted), "{wanted:?} is not in\n{page}");
         }

@@ -4,6 +4,8 @@
 //! number, size and time of change. Who replaces or overwrites an image changes
 //! at least one of them.
 
+use super::DiskRecord;
+use crate::error::{Error, Result};
 use rusqlite::Row;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -63,6 +65,27 @@ impl ImageIdentity {
         self.mtime_seconds
             .saturating_mul(NANOSECONDS)
             .saturating_add(i64::from(self.mtime_nanoseconds))
+    }
+}
+
+impl DiskRecord {
+    /// Whether the image is the one that was recorded, as far as that is known.
+    ///
+    /// # Errors
+    /// `ImageInvalid` if it is not; `Io` if it cannot be looked at.
+    pub fn verify(&self) -> Result<()> {
+        let Some(recorded) = self.identity else {
+            return Ok(());
+        };
+        let now = std::fs::metadata(&self.path)
+            .map_err(|e| Error::io(self.path.display().to_string(), e))?;
+        if ImageIdentity::of(&now) == recorded {
+            return Ok(());
+        }
+        Err(Error::image(
+            &self.path,
+            "the image was changed after it was recorded; run `sendense catalog scan`",
+        ))
     }
 }
 

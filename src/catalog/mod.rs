@@ -20,6 +20,8 @@
 //! - [`readers`]: connections for reading, also where no file can be opened;
 //! - [`identity`]: whether a file is still the one that a row speaks of;
 //! - [`shapes`], [`chain`], [`exchange`] and [`json`]: the JSON that clients know.
+//! - [`mounts`]: which disks are mounted over REST;
+//! - [`shapes`], [`exchange`] and [`json`]: the JSON that clients know.
 
 mod audit;
 mod chain;
@@ -28,6 +30,7 @@ mod found;
 mod identity;
 mod json;
 mod layout;
+mod mounts;
 mod query;
 mod readers;
 mod record;
@@ -45,6 +48,7 @@ pub use audit::{Action, AuditFilter, AuditRecord, Outcome};
 pub use chain::ChainLink;
 pub use exchange::ImportSummary;
 pub use identity::ImageIdentity;
+pub use mounts::{Mount, MountEnd, MountUse, MountedDisk, NewMount};
 pub use record::{NewImage, Removed};
 pub use repository::{Repository, RepositoryKind};
 pub use scan::{ScanEvent, ScanOptions, ScanSummary};

@@ -188,25 +188,6 @@ impl Catalog {
     }
 }
 
-impl Catalog {
-    /// Closes the rows of mounts that an earlier run has left open; how many
-    /// there were. For the daemon at its start: whatever is mounted then is not
-    /// by it.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn clear_restore_mounts(&self) -> Result<usize> {
-        self.write(|connection| {
-            Ok(connection.execute(
-                "UPDATE restore_mounts SET status = 'unmounted',
-                     unmounted_at = strftime('%Y-%m-%dT%H:%M:%SZ', 'now')
-                 WHERE status IN ('mounting', 'mounted', 'unmounting')",
-                [],
-            )?)
-        })
-    }
-}
-
 /// What goes with the backups that fulfil a condition.
 fn count(connection: &Connection, condition: &str, params: &[&str]) -> Result<Removed> {
     let sql = format!(

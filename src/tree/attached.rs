@@ -21,6 +21,9 @@ use crate::filesystem::{self, FileSystem, Source};
 use crate::image::{BlockCache, BlockRead, Disk, Export, ExportOptions};
 use crate::volume::{self, Content, Volume, VolumeReader};
 
+/// The type of a volume whose type is not known.
+pub(super) const UNKNOWN: &str = "unknown";
+
 /// A volume as the tree shows it.
 pub(crate) struct AttachedVolume {
     /// Name, label, mapping.
@@ -51,8 +54,16 @@ impl AttachedVolume {
             (_, Ok(fs)) => fs.description().kind,
             (Content::FileSystem(kind) | Content::NoFiles(kind), _) => kind,
             (Content::Locked(lock), _) => &lock.kind,
-            (Content::Unreadable(_) | Content::Elsewhere { .. }, _) => "unknown",
+            (Content::Unreadable(_) | Content::Elsewhere { .. }, _) => UNKNOWN,
         }
+    }
+
+    /// What one should know of it, a sentence a line; empty if there is nothing.
+    pub(crate) fn notes(&self) -> String {
+        let own = std::iter::once(&self.volume.note).filter(|note| !note.is_empty());
+        let of_fs = self.fs.iter().flat_map(|fs| &fs.description().notes);
+        let notes: Vec<&str> = own.chain(of_fs).map(String::as_str).collect();
+        notes.join("\n")
     }
 
     /// The `N` of the `disk<N>` that shows what this stands for, if it is a link.

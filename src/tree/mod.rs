@@ -25,6 +25,7 @@ pub mod read;
 mod repair;
 mod roots;
 mod siblings;
+mod summary;
 mod xattr;
 
 use std::ops::ControlFlow;
@@ -41,6 +42,7 @@ use node::{
 };
 pub use read::ReadPlan;
 use roots::{DiskRoot, DiskRoots};
+pub use summary::{VolumeState, VolumeSummary};
 
 use crate::catalog::{Catalog, DiskRecord, Folder};
 use crate::error::{Error, Result};

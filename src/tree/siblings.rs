@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::node::disk_id;
-use crate::catalog::{DiskRecord, ImageIdentity};
+use crate::catalog::DiskRecord;
 use crate::error::{Error, Result};
 use crate::image::{BlockCache, Disk, Export, ExportOptions};
 use crate::volume::{Sibling, Siblings};
@@ -23,16 +23,7 @@ pub(super) fn open_image(
     let export = Export::open(&record.path, &record.format, options)?;
     // Inode numbers and all that the kernel keeps stand for the content that
     // the row was recorded of; other content needs another row.
-    if let Some(recorded) = record.identity {
-        let now = std::fs::metadata(&record.path)
-            .map_err(|e| Error::io(record.path.display().to_string(), e))?;
-        if ImageIdentity::of(&now) != recorded {
-            return Err(Error::image(
-                &record.path,
-                "the image was changed after it was recorded; run `sendense catalog scan`",
-            ));
-        }
-    }
+    record.verify()?;
     let (known, actual) = (record.size, export.size());
     if known.is_some_and(|known| known != actual) {
         return Err(Error::image(

@@ -50,10 +50,7 @@ pub(crate) fn of_volume(volume: &AttachedVolume) -> Attributes {
         b"user.sendense.partition_label",
         volume.volume.partition_label.as_bytes(),
     );
-    let own = std::iter::once(&volume.volume.note).filter(|note| !note.is_empty());
-    let of_fs = volume.fs.iter().flat_map(|fs| &fs.description().notes);
-    let notes: Vec<&str> = own.chain(of_fs).map(String::as_str).collect();
-    add(b"user.sendense.note", notes.join("\n").as_bytes());
+    add(b"user.sendense.note", volume.notes().as_bytes());
     if let Err(error) = &volume.fs {
         add(ERROR, error.to_string().as_bytes());
     }

@@ -396,3 +396,35 @@ fn a_time_zone_is_a_name_or_an_offset() {
     let error = error.unwrap_err().to_string();
     assert!(error.contains("SENDENSE_GUEST_TIME_ZONE"), "{error}");
 }
+
+/// The same configuration in a child: the file and the flags go as arguments, the
+/// environment is inherited.
+#[test]
+fn a_child_has_the_same_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("my config.toml");
+    std::fs::write(&file, "slots = 3\ngroup = \"one\"\n").unwrap();
+    let given = flags(&[
+        "--group=--serve",
+        "--repositories",
+        "/a b:/c:/d",
+        "--idle-timeout",
+        "5s",
+    ]);
+    let load = |file: PathBuf, flags: Overrides| {
+        Config::load(&Sources {
+            file: Some(file),
+            flags,
+            ..sources(&[("SENDENSE_CONNECTIONS", "4")], 0)
+        })
+        .unwrap()
+    };
+    let parent = load(file.clone(), given);
+    let arguments = parent.arguments();
+    assert_eq!(arguments[0], "--config");
+    let words: Vec<&str> = arguments[2..].iter().map(|w| w.to_str().unwrap()).collect();
+    let child = load(arguments[1].clone().into(), flags(&words));
+    assert_eq!(child.to_toml(), parent.to_toml());
+    assert_eq!(child.repositories.len(), 3);
+    assert_eq!(child.group, "--serve");
+}

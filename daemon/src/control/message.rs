@@ -1,6 +1,9 @@
 //! What goes over the control socket.
 
+use sendense::catalog::Mount;
 use serde::{Deserialize, Serialize};
+
+use super::fault::Fault;
 
 /// A request; one line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +15,28 @@ pub(crate) enum Request {
     Release {
         /// `<vm>/<backup>/disk<N>`.
         path: String,
+    },
+    /// Attach a disk, and keep it attached as long as it is used.
+    Mount {
+        /// `backup_jobs.id`.
+        backup_id: String,
+        /// `disk<N>`.
+        disk_index: u32,
+    },
+    /// End a mount.
+    Unmount {
+        /// The mount's UUID.
+        mount_id: String,
+    },
+    /// These mounts were used just now; those that are not there are passed over.
+    Touch {
+        /// Their UUIDs.
+        mount_ids: Vec<String>,
+    },
+    /// Can the disks of a backup be read?
+    Check {
+        /// `backup_jobs.id`.
+        backup_id: String,
     },
 }
 
@@ -26,11 +51,38 @@ pub(crate) enum Answer {
         /// What happened, as a sentence.
         message: String,
     },
+    /// To [`Request::Mount`].
+    Mounted {
+        /// The row of the mount.
+        mount: Box<Mount>,
+    },
+    /// To [`Request::Unmount`].
+    Unmounted,
+    /// To [`Request::Touch`].
+    Touched,
+    /// To [`Request::Check`].
+    Checked {
+        /// By index.
+        disks: Vec<DiskCheck>,
+    },
     /// The request failed.
     Error {
         /// Why, as a sentence.
         message: String,
+        /// Why, for a program.
+        #[serde(flatten, skip_serializing_if = "Option::is_none")]
+        fault: Option<Fault>,
     },
+}
+
+/// Whether a disk of a backup can be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DiskCheck {
+    /// `disk<N>`.
+    pub(crate) disk_index: u32,
+    /// Why it cannot, as a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
 }
 
 /// How the daemon is. Times are seconds since 1970; sizes are bytes.
@@ -54,6 +106,59 @@ pub(crate) struct Status {
     pub(crate) totals: Totals,
     /// Resident memory of the daemon itself.
     pub(crate) rss: u64,
+    /// What the host has left.
+    #[serde(default)]
+    pub(crate) resources: Resources,
+    /// The HTTP side.
+    #[serde(default)]
+    pub(crate) api: ApiState,
+}
+
+/// What the host has left; what is not known is not there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Resources {
+    /// Memory that programs can still have without swapping.
+    pub(crate) memory_available: Option<u64>,
+    /// File descriptors that the daemon has open.
+    pub(crate) descriptors_used: Option<u64>,
+    /// How many it may have open.
+    pub(crate) descriptors_limit: Option<u64>,
+    /// Free space of the daemon's own folder and of every repository.
+    pub(crate) spaces: Vec<Space>,
+}
+
+/// The space of the file system that a folder lies on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Space {
+    /// `state_dir` or `repository`.
+    pub(crate) role: String,
+    /// The folder.
+    pub(crate) path: String,
+    /// Bytes that can still be written.
+    pub(crate) free: Option<u64>,
+    /// Bytes in all.
+    pub(crate) total: Option<u64>,
+    /// How old these figures are, in seconds; a host that hangs keeps them old.
+    pub(crate) age: Option<u64>,
+    /// Why there are none, or no newer ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+}
+
+/// The HTTP side, as the daemon sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ApiState {
+    /// `running`, `off` (not this daemon's business), `starting`, `failed`.
+    pub(crate) state: String,
+    /// Its process, while it runs.
+    pub(crate) pid: Option<u32>,
+    /// Where it listens: address and port.
+    pub(crate) listen: String,
+    /// How often it was started again.
+    pub(crate) restarts: u64,
+    /// Why it has failed the last time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
 }
 
 /// How many disks can be attached.

@@ -1,5 +1,6 @@
 //! The daemon's side.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, Write};
 use std::os::fd::AsRawFd;
@@ -7,23 +8,29 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::{Group, Uid};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::{Group, Uid, User};
+use parking_lot::Mutex;
+use sendense::catalog::Mount;
 use sendense::{Error, Result};
 
 use super::client::Client;
-use super::message::{Answer, Request, Status};
+use super::message::{Answer, DiskCheck, Request, Status};
 use super::{LOCK, REQUEST_LIMIT, SOCKET};
 
 /// A client has this long to say what it wants, and as long to take the answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// This many clients are answered at once; more are turned away.
+/// This many clients of one user are answered at once; more are turned away.
 const CLIENTS: usize = 8;
+
+/// The same for the daemon's own user and the one of the HTTP side, which speaks
+/// for many.
+const TRUSTED_CLIENTS: usize = 128;
 
 /// What the daemon answers. Called from several threads at once.
 pub(crate) trait ControlHandler: Send + Sync {
@@ -32,6 +39,14 @@ pub(crate) trait ControlHandler: Send + Sync {
     /// Releases the disk `<vm>/<backup>/disk<N>` (`latest` is a backup too);
     /// answers with a sentence.
     fn release(&self, path: &str) -> Result<String>;
+    /// Mounts a disk of a backup.
+    fn mount(&self, backup_id: &str, disk_index: u32) -> Result<Mount>;
+    /// Ends a mount.
+    fn unmount(&self, mount_id: &str) -> Result<()>;
+    /// These mounts were used; must not wait.
+    fn touch(&self, mount_ids: &[String]);
+    /// Whether the disks of a backup can be read.
+    fn check(&self, backup_id: &str) -> Result<Vec<DiskCheck>>;
 }
 
 /// The right to be the one daemon of a runtime folder. Given up when dropped, or
@@ -71,18 +86,20 @@ impl Instance {
         })
     }
 
-    /// Answers requests until the returned server is dropped.
+    /// Answers requests until the returned server is dropped; `api_user` is the
+    /// user of the HTTP side.
     ///
     /// # Errors
     /// `Io` if no thread can be started.
-    pub(crate) fn serve(self, handler: Arc<dyn ControlHandler>) -> Result<Server> {
+    pub(crate) fn serve(self, handler: Arc<dyn ControlHandler>, api_user: &str) -> Result<Server> {
+        let crowd = Arc::new(Crowd::trusting(api_user));
         let listener = self
             .listener
             .try_clone()
             .map_err(|e| Error::io(self.socket.display().to_string(), e))?;
         let thread = std::thread::Builder::new()
             .name("control".into())
-            .spawn(move || accept(&listener, &handler))
+            .spawn(move || accept(&listener, &handler, &crowd))
             .map_err(|e| Error::io("control thread", e))?;
         Ok(Server {
             instance: self,
@@ -224,8 +241,7 @@ fn clear_socket(socket: &Path, runtime_dir: &Path) -> Result<()> {
     }
 }
 
-fn accept(listener: &UnixListener, handler: &Arc<dyn ControlHandler>) {
-    let busy = Arc::new(AtomicUsize::new(0));
+fn accept(listener: &UnixListener, handler: &Arc<dyn ControlHandler>, crowd: &Arc<Crowd>) {
     loop {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
@@ -237,7 +253,7 @@ fn accept(listener: &UnixListener, handler: &Arc<dyn ControlHandler>) {
                 continue;
             }
         };
-        let place = Place::take(&busy);
+        let place = Crowd::admit(crowd, &stream);
         let (Some(place), handler) = (place, Arc::clone(handler)) else {
             continue; // closed: the client says that the daemon hung up
         };
@@ -255,19 +271,60 @@ fn accept(listener: &UnixListener, handler: &Arc<dyn ControlHandler>) {
     }
 }
 
-/// One of the [`CLIENTS`] that are answered at once.
-struct Place(Arc<AtomicUsize>);
+/// Who is being answered. Each user has places of their own, so that clients which
+/// stall hold up only those of the same user.
+struct Crowd {
+    trusted: Vec<u32>,
+    /// By user id.
+    present: Mutex<HashMap<u32, usize>>,
+}
 
-impl Place {
-    fn take(busy: &Arc<AtomicUsize>) -> Option<Self> {
-        let place = Self(Arc::clone(busy));
-        (busy.fetch_add(1, Ordering::AcqRel) < CLIENTS).then_some(place)
+impl Crowd {
+    fn trusting(api_user: &str) -> Self {
+        let user = User::from_name(api_user).ok().flatten();
+        let mut trusted = vec![Uid::effective().as_raw()];
+        trusted.extend(user.map(|user| user.uid.as_raw()));
+        Self {
+            trusted,
+            present: Mutex::default(),
+        }
     }
+
+    fn admit(crowd: &Arc<Self>, stream: &UnixStream) -> Option<Place> {
+        let user = getsockopt(stream, PeerCredentials).ok()?.uid();
+        let limit = if crowd.trusted.contains(&user) {
+            TRUSTED_CLIENTS
+        } else {
+            CLIENTS
+        };
+        let mut present = crowd.present.lock();
+        let places = present.entry(user).or_default();
+        if *places >= limit {
+            return None;
+        }
+        *places = places.saturating_add(1);
+        Some(Place {
+            crowd: Arc::clone(crowd),
+            user,
+        })
+    }
+}
+
+/// The place of one client, given back when dropped.
+struct Place {
+    crowd: Arc<Crowd>,
+    user: u32,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        let mut present = self.crowd.present.lock();
+        if let Some(places) = present.get_mut(&self.user) {
+            *places = places.saturating_sub(1);
+            if *places == 0 {
+                present.remove(&self.user);
+            }
+        }
     }
 }
 
@@ -288,20 +345,10 @@ fn converse(stream: &UnixStream, handler: &dyn ControlHandler) -> std::io::Resul
             return Ok(());
         }
         let complete = line.ends_with(b"\n");
-        let answer = match serde_json::from_slice::<Request>(&line) {
-            _ if !complete && line.len() as u64 >= REQUEST_LIMIT => Answer::Error {
-                message: format!("the request is longer than {REQUEST_LIMIT} bytes"),
-            },
-            Ok(Request::Status) => Answer::Status(Box::new(handler.status())),
-            Ok(Request::Release { path }) => match handler.release(&path) {
-                Ok(message) => Answer::Released { message },
-                Err(e) => Answer::Error {
-                    message: e.to_string(),
-                },
-            },
-            Err(e) => Answer::Error {
-                message: format!("the request is not understood: {e}"),
-            },
+        let answer = if !complete && line.len() as u64 >= REQUEST_LIMIT {
+            refusal(format!("the request is longer than {REQUEST_LIMIT} bytes"))
+        } else {
+            answer(&line, handler)
         };
         let mut line = serde_json::to_vec(&answer)?;
         line.push(b'\n');
@@ -309,6 +356,46 @@ fn converse(stream: &UnixStream, handler: &dyn ControlHandler) -> std::io::Resul
         if !complete {
             return Ok(());
         }
+    }
+}
+
+fn answer(line: &[u8], handler: &dyn ControlHandler) -> Answer {
+    let request = match serde_json::from_slice::<Request>(line) {
+        Ok(request) => request,
+        Err(e) => return refusal(format!("the request is not understood: {e}")),
+    };
+    let answered = match request {
+        Request::Status => Ok(Answer::Status(Box::new(handler.status()))),
+        Request::Release { path } => handler
+            .release(&path)
+            .map(|message| Answer::Released { message }),
+        Request::Mount {
+            backup_id,
+            disk_index,
+        } => handler
+            .mount(&backup_id, disk_index)
+            .map(|mount| Answer::Mounted {
+                mount: Box::new(mount),
+            }),
+        Request::Unmount { mount_id } => handler.unmount(&mount_id).map(|()| Answer::Unmounted),
+        Request::Touch { mount_ids } => {
+            handler.touch(&mount_ids);
+            Ok(Answer::Touched)
+        }
+        Request::Check { backup_id } => handler
+            .check(&backup_id)
+            .map(|disks| Answer::Checked { disks }),
+    };
+    answered.unwrap_or_else(|error| Answer::Error {
+        message: error.to_string(),
+        fault: Some((&error).into()),
+    })
+}
+
+fn refusal(message: String) -> Answer {
+    Answer::Error {
+        message,
+        fault: None,
     }
 }
 

@@ -2,7 +2,8 @@ use super::message::{Answer, Request};
 use super::server::Server;
 use super::*;
 use parking_lot::Mutex;
-use sendense::{Error, Result};
+use sendense::catalog::Mount;
+use sendense::{Error, Result, Shortage};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -36,13 +37,59 @@ impl ControlHandler for Daemon {
             Err(Error::not_found(path))
         }
     }
+    fn mount(&self, backup_id: &str, disk_index: u32) -> Result<Mount> {
+        Err(match (backup_id, disk_index) {
+            ("gone", _) => Error::Unknown(format!("backup not found: {backup_id}")),
+            ("full", _) => Error::NoSlot {
+                slots: 8,
+                shortage: Shortage::Mounts,
+            },
+            ("twice", _) => Error::MountedAlready {
+                what: "vm/twice/disk0".into(),
+                mount_id: "e4805a6f".into(),
+            },
+            ("poor", _) => Error::Exhausted {
+                what: "no memory".into(),
+            },
+            ("late", _) => Error::TimedOut {
+                what: "x".into(),
+                after: Duration::from_millis(1500),
+            },
+            ("bad", _) => Error::image(Path::new("/r/b.qcow2"), "is damaged"),
+            (_, 7) => {
+                // As long as nobody should have to wait for somebody else's mount.
+                std::thread::sleep(Duration::from_secs(2));
+                Error::Expired
+            }
+            _ => Error::Invalid("no".into()),
+        })
+    }
+    fn unmount(&self, mount_id: &str) -> Result<()> {
+        self.released.lock().push(mount_id.to_owned());
+        Ok(())
+    }
+    fn touch(&self, mount_ids: &[String]) {
+        self.released.lock().extend(mount_ids.iter().cloned());
+    }
+    fn check(&self, _backup_id: &str) -> Result<Vec<DiskCheck>> {
+        Ok(vec![
+            DiskCheck {
+                disk_index: 0,
+                error: None,
+            },
+            DiskCheck {
+                disk_index: 1,
+                error: Some("is damaged".into()),
+            },
+        ])
+    }
 }
 
 fn start(dir: &Path) -> (Arc<Daemon>, Server) {
     let daemon = Arc::new(Daemon::default());
     let server = Instance::claim(dir, "root")
         .unwrap()
-        .serve(daemon.clone())
+        .serve(daemon.clone(), "nobody")
         .unwrap();
     (daemon, server)
 }
@@ -190,6 +237,109 @@ fn silent_and_slow_clients_hold_nobody_up_for_long() {
 }
 
 #[test]
+fn a_client_has_the_errors_that_the_daemon_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, _server) = start(dir.path());
+    let client = Client::at(dir.path());
+    let error = |backup: &str| client.mount(backup, 0).unwrap_err();
+    let same = |backup: &str| {
+        let (here, there) = (error(backup), daemon.mount(backup, 0).unwrap_err());
+        assert_eq!(format!("{here:?}"), format!("{there:?}"));
+        assert_eq!(here.to_string(), there.to_string());
+    };
+    for backup in ["gone", "full", "twice", "poor", "late", "other"] {
+        same(backup);
+    }
+    assert!(
+        matches!(error("bad"), Error::Daemon(m) if m == "/r/b.qcow2: is damaged"),
+        "of all others the sentence"
+    );
+    client.unmount("m1").unwrap();
+    let many: Vec<String> = (0..2500).map(|n| format!("{n:036}")).collect();
+    client.touch(&many).unwrap();
+    let seen = daemon.released.lock();
+    assert_eq!((seen.len(), &*seen[0]), (2501, "m1"));
+    let checked = client.check("b").unwrap();
+    assert_eq!(checked[0].error, None);
+    assert_eq!(checked[1].error.as_deref(), Some("is damaged"));
+}
+
+#[test]
+fn many_requests_of_one_client_run_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_daemon, _server) = start(dir.path());
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..60 {
+            scope.spawn(|| {
+                let error = Client::at(dir.path()).mount("slow", 7).unwrap_err();
+                assert!(matches!(error, Error::Expired), "{error}");
+            });
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let asked = Instant::now();
+        Client::at(dir.path()).status().unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(1));
+    });
+    assert!(begin.elapsed() < Duration::from_secs(6));
+}
+
+/// Clients of another user have places of their own.
+#[test]
+fn clients_of_one_user_hold_up_no_other_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_daemon, _server) = start(dir.path());
+    let socket = dir.path().join(SOCKET);
+    for path in [dir.path(), &socket] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let script = format!(
+        "import socket, time
+open_ = []
+for _ in range(200):
+    s =          socket.socket(socket.AF_UNIX); s.connect({:?}); open_.append(s)
+print('ready',          flush=True)
+time.sleep(30)
+",
+        socket.to_str().unwrap()
+    );
+    let mut other = std::process::Command::new("setpriv")
+        .args(["--reuid=65533", "--regid=65533", "--clear-groups", "--"])
+        .args(["/usr/bin/python3", "-c", &script])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(other.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "ready\n");
+    let within = Duration::from_secs(1);
+    assert!(Client::at(dir.path()).status_within(within).is_ok());
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+/// A daemon that was stopped keeps nobody.
+#[test]
+fn who_asks_for_a_moment_waits_for_a_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+    let client = Client::at(dir.path());
+    let begin = Instant::now();
+    // The queue of those that nobody accepts is full at some time.
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
+    let _waiting: Vec<UnixStream> = (0..2)
+        .map(|_| UnixStream::connect(dir.path().join(SOCKET)).unwrap())
+        .collect();
+    for _ in 0..3 {
+        let error = client.status_within(Duration::from_millis(100));
+        assert!(error.is_err());
+    }
+    assert!(begin.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
 fn messages_are_as_documented() {
     let text = serde_json::to_string(&Request::Release {
         path: "a/b/disk0".into(),
@@ -202,7 +352,29 @@ fn messages_are_as_documented() {
     );
     let text = serde_json::to_string(&Answer::Error {
         message: "x".into(),
+        fault: None,
     })
     .unwrap();
     assert_eq!(text, r#"{"answer":"error","message":"x"}"#);
+    let error = Error::NoSlot {
+        slots: 2,
+        shortage: Shortage::Held,
+    };
+    let text = serde_json::to_string(&Answer::Error {
+        message: "x".into(),
+        fault: Some((&error).into()),
+    })
+    .unwrap();
+    assert_eq!(
+        text,
+        r#"{"answer":"error","message":"x","kind":"no_slot","slots":2,"shortage":"held"}"#
+    );
+    let request = Request::Mount {
+        backup_id: "b".into(),
+        disk_index: 1,
+    };
+    assert_eq!(
+        serde_json::to_string(&request).unwrap(),
+        r#"{"request":"mount","backup_id":"b","disk_index":1}"#
+    );
 }

@@ -149,39 +149,6 @@ fn constraints_hold() {
 }
 
 #[test]
-fn mounts_of_an_earlier_run_are_closed() {
-    let world = World::new();
-    world.sql(BACKUP);
-    world.sql(
-        "INSERT INTO restore_mounts (id, backup_disk_id, status, unmounted_at) VALUES
-             ('m2', 2, 'mounting', NULL), ('m3', 3, 'unmounting', NULL),
-             ('m4', 3, 'failed', NULL), ('m5', 3, 'unmounted', '2025-10-08T18:00:00Z')",
-    );
-    assert_eq!(world.catalog.clear_restore_mounts().unwrap(), 3);
-    let rows = world.catalog.rows(
-        "SELECT status, unmounted_at > '2025-10-09' FROM restore_mounts ORDER BY id",
-        [],
-        |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<bool>>(1)?)),
-    );
-    let row = |status: &str, now| (status.to_owned(), now);
-    let closed = row("unmounted", Some(true));
-    assert_eq!(
-        rows.unwrap(),
-        [
-            closed.clone(),
-            closed.clone(),
-            closed,
-            row("failed", None),
-            row("unmounted", Some(false))
-        ]
-    );
-    // A second time there is nothing to do, and nobody is told of a change.
-    let version = world.catalog.version().unwrap();
-    assert_eq!(world.catalog.clear_restore_mounts().unwrap(), 0);
-    assert_eq!(world.catalog.version().unwrap(), version);
-}
-
-#[test]
 fn the_trees_questions_use_indexes() {
     let world = World::new();
     for sql in [

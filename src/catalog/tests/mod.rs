@@ -4,6 +4,7 @@ mod ahead;
 mod exchange;
 mod folders;
 mod layout;
+mod mounts;
 mod processes;
 mod record;
 mod scan;

@@ -29,6 +29,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::fs::Metadata;
+use std::hash::{Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -56,7 +57,7 @@ pub struct Chain {
 }
 
 /// One image of a chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ChainImage {
     /// The file, all symlinks resolved.
     pub path: PathBuf,
@@ -70,7 +71,7 @@ pub struct ChainImage {
 }
 
 /// What tells that a file still has the content that it had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct FileIdentity {
     /// Device number of the file system.
     pub device: u64,
@@ -97,7 +98,7 @@ impl From<&Metadata> for FileIdentity {
 }
 
 /// What tells that a file is still the one that was checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Identity {
     file: FileIdentity,
     /// Changes with everything, names and rights included, and nobody can set it.
@@ -126,6 +127,25 @@ impl Chain {
             let identities = image.identities.iter().map(|i| i.file);
             image.files().cloned().zip(identities)
         })
+    }
+
+    /// One number for each image, top first, that stands for it and for all below
+    /// it: the same names, formats and files, unchanged.
+    pub fn fingerprints(&self) -> Vec<u64> {
+        let mut below = 0_u64;
+        let mut prints: Vec<u64> = self
+            .images
+            .iter()
+            .rev()
+            .map(|image| {
+                let mut hasher = std::hash::DefaultHasher::new();
+                (below, image).hash(&mut hasher);
+                below = hasher.finish();
+                below
+            })
+            .collect();
+        prints.reverse();
+        prints
     }
 
     /// Looks at the files that a process has open: each must be one that was
@@ -206,6 +226,17 @@ pub fn check(image: &Path, format: &str, repositories: &[PathBuf]) -> Result<Cha
         CHECKED.lock().put(image.clone(), chain.clone());
     }
     Ok(chain)
+}
+
+/// Reads which images the one at `image` depends on, and refuses what may not be
+/// opened: the first half of [`check`], which costs reading the headers.
+///
+/// # Errors
+/// As there, but for damage that headers do not show.
+pub fn read(image: &Path, format: &str, repositories: &[PathBuf]) -> Result<Chain> {
+    let image =
+        &std::path::absolute(image).map_err(|e| Error::io(image.display().to_string(), e))?;
+    walk(image, format, repositories)
 }
 
 /// Our own reading of the chain.
