@@ -5,6 +5,7 @@
 //! comes back into one sentence and an exit code (0: done; 1: failed, or failed
 //! in part; 2: wrong usage; 130: interrupted).
 
+mod archive;
 mod attachments;
 mod browse;
 mod cat_command;

@@ -39,6 +39,15 @@ impl Beneath {
         Ok(Self(Arc::new(folder)))
     }
 
+    /// As [`Self::folder`], but follows no link.
+    ///
+    /// # Errors
+    /// As [`Self::open_unfollowed`]; `ENOTDIR` where a link is at the end.
+    pub(crate) fn folder_unfollowed(&self, path: &[u8]) -> io::Result<Self> {
+        let folder = self.open_unfollowed(path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        Ok(Self(Arc::new(folder)))
+    }
+
     /// Opens what `path` names, following links as far as they stay beneath. The
     /// path may begin with `/`, which is this folder; an empty one is this folder
     /// as well. `O_CLOEXEC` is added, and `O_NONBLOCK`, so that a pipe of the guest
