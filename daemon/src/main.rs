@@ -6,6 +6,7 @@
 //! in part; 2: wrong usage; 130: interrupted).
 
 mod api;
+mod archive;
 mod attachments;
 mod audit_command;
 mod auth;

@@ -42,10 +42,10 @@ impl Beneath {
         Ok(Self(Arc::new(folder)))
     }
 
-    /// As [`Self::folder`], but follows no link at all.
+    /// As [`Self::folder`], but follows no link.
     ///
     /// # Errors
-    /// As [`Self::open_unfollowed`].
+    /// As [`Self::open_unfollowed`]; `ENOTDIR` where a link is at the end.
     pub(crate) fn folder_unfollowed(&self, path: &[u8]) -> io::Result<Self> {
         let folder = self.open_unfollowed(path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         Ok(Self(Arc::new(folder)))
