@@ -336,7 +336,11 @@ mod tests {
         assert!(error.contains("for reading only"), "{error}");
         drop(backups);
         // One of an earlier version is left as it is.
-        sql("PRAGMA user_version = 1");
+        for file in ["catalog.db", "catalog.db-wal", "catalog.db-shm"] {
+            let _ = fs::remove_file(path.with_file_name(file));
+        }
+        let first = include_str!("../../migrations/0001_catalog.sql");
+        sql(&format!("PRAGMA user_version = 1; {first}"));
         let error = Backups::read(&config).err().unwrap().to_string();
         assert!(error.contains("older version"), "{error}");
         assert_eq!(sql("PRAGMA user_version"), "1\n");
