@@ -46,7 +46,10 @@ enum Command {
         source: PasswordSource,
     },
     /// Grant VMs to a user, take them away, or change the role.
-    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
+    #[command(
+        group = clap::ArgGroup::new("what").required(true).multiple(true),
+        override_usage = "sendense user grant <NAME> [VM]... [--all-vms] [--revoke] [--role <ROLE>]"
+    )]
     Grant {
         /// The user.
         name: String,
