@@ -156,6 +156,9 @@ pub enum Error {
         /// The sentence.
         what: String,
     },
+    /// The daemon cannot be asked; the whole sentence.
+    #[error("{0}")]
+    NoDaemon(String),
     /// What a daemon said that is none of the above: its sentence.
     #[error("{0}")]
     Daemon(String),
@@ -251,6 +254,7 @@ impl Error {
             | Self::Corrupt { .. }
             | Self::Io { .. }
             | Self::TimedOut { .. }
+            | Self::NoDaemon(_)
             | Self::Daemon(_)
             | Self::Catalog(_) => libc::EIO,
         }

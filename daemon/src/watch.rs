@@ -34,7 +34,10 @@ const STATE_SPACE: u64 = 8 << 20;
 /// With less memory a qemu-nbd could be the end of another program.
 const MEMORY: u64 = 64 << 20;
 
-const STATE: &str = "state_dir";
+pub(crate) const STATE: &str = "state_dir";
+
+/// The role of a repository's space.
+pub(crate) const REPOSITORY: &str = "repository";
 
 /// Keeps the figures up to date.
 pub(crate) struct Watch {
@@ -78,7 +81,7 @@ impl Watch {
             .lock()
             .retain(|path, place| place.role == STATE || repositories.contains(path));
         for path in repositories {
-            self.add("repository", path);
+            self.add(REPOSITORY, path);
         }
     }
 

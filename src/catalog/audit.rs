@@ -13,6 +13,7 @@ use rusqlite::{Row, params_from_iter};
 use serde::{Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
+use utoipa::ToSchema;
 
 /// The most rows that are answered at once.
 const MAX_ROWS: u32 = 10_000;
@@ -134,12 +135,13 @@ words! {
 }
 
 /// One action.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct AuditRecord {
     /// Given when it is recorded, ascending; ignored there.
     pub id: i64,
     /// When; kept to the millisecond.
     #[serde(serialize_with = "milliseconds")]
+    #[schema(value_type = String)]
     pub at: Timestamp,
     /// Who: a user's name (the one that was tried, in [`Action::LoginFailed`]), or
     /// `local:` and the name of the host's user for a command.
@@ -147,6 +149,7 @@ pub struct AuditRecord {
     /// The client's address; empty for a command.
     pub address: String,
     /// What.
+    #[schema(value_type = String)]
     pub action: Action,
     /// The VM concerned.
     pub vm_name: Option<String>,
@@ -161,6 +164,7 @@ pub struct AuditRecord {
     /// How many were sent.
     pub bytes: Option<u64>,
     /// How it ended.
+    #[schema(value_type = String)]
     pub outcome: Outcome,
     /// Anything else worth knowing: why it failed, which user was changed.
     pub detail: Option<String>,

@@ -129,7 +129,7 @@ fn serve(config: &Config) -> Result<()> {
         recorder: Recorder::start(Arc::clone(&catalog), config.audit_retention)?,
         uses: Arc::new(Uses::default()),
         downloads: Downloads::new(config.max_downloads),
-        pool: archive::Pool::new()?,
+        pool: archive::Pool::new().map_err(|e| Error::io("threads for archives", e))?,
         started: Instant::now(),
         requests: routes::metrics::Requests::default(),
         process: watched,

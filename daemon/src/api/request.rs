@@ -97,9 +97,12 @@ impl Parameters {
     }
 
     /// All values of a parameter.
-    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        let named = move |(n, _): &&(Vec<u8>, Vec<u8>)| n == name.as_bytes();
-        self.0.iter().filter(named).map(|(_, value)| value.as_slice())
+    pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> + use<'_> {
+        let name = name.as_bytes().to_vec();
+        self.0
+            .iter()
+            .filter(move |(n, _)| *n == name)
+            .map(|(_, value)| value.as_slice())
     }
 
     /// A parameter that is given once at most.

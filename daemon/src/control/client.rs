@@ -157,7 +157,7 @@ impl Client {
                 what: format!("the daemon at {}", self.socket.display()),
                 after: patience,
             },
-            _ => Error::io(format!("the daemon at {}", self.socket.display()), e),
+            _ => Error::NoDaemon(format!("the daemon at {}: {e}", self.socket.display())),
         };
         stream.set_read_timeout(Some(patience)).map_err(failed)?;
         stream.set_write_timeout(Some(patience)).map_err(failed)?;
@@ -179,7 +179,7 @@ impl Client {
                 fault: None,
             }) => Err(Error::Invalid(message)),
             Ok(answer) => Ok(answer),
-            Err(_) if answer.is_empty() => Err(Error::Invalid(format!(
+            Err(_) if answer.is_empty() => Err(Error::NoDaemon(format!(
                 "the daemon at {} hung up without an answer; its log says why",
                 self.socket.display()
             ))),
@@ -192,7 +192,7 @@ impl Client {
 
     fn no_connection(&self, error: &std::io::Error) -> Error {
         let socket = self.socket.display();
-        Error::Invalid(match error.kind() {
+        Error::NoDaemon(match error.kind() {
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
                 format!("the daemon is not running (nobody answers at {socket})")
             }

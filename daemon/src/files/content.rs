@@ -9,6 +9,7 @@ use nix::sys::stat::fstat;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::beneath::Beneath;
+use super::conditions::State;
 use super::entry::{count, file_type};
 use super::error::FilesError;
 use super::name::GuestPath;
@@ -83,6 +84,14 @@ pub(crate) fn open_file(disk: &Beneath, path: &GuestPath) -> Result<Content, Fil
 }
 
 impl Content {
+    /// What the conditions of a request are compared with.
+    pub(crate) fn state(&self) -> State<'_> {
+        State {
+            etag: &self.etag,
+            modified: self.modified,
+        }
+    }
+
     /// The value of `Last-Modified`, if it can be said.
     pub(crate) fn last_modified(&self) -> Option<String> {
         self.modified.map(httpdate::fmt_http_date)

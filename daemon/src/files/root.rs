@@ -8,7 +8,6 @@ use std::io;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 
 use super::beneath::Beneath;
@@ -30,13 +29,21 @@ impl DiskRoot {
         backup: &str,
         index: u32,
     ) -> Result<Beneath, FilesError> {
+        Self::below(&Self::tree(mountpoint)?, vm, backup, index)
+    }
+
+    /// The folder of all VMs.
+    ///
+    /// # Errors
+    /// `DaemonGone` where the tree is not mounted or not served.
+    pub(crate) fn tree(mountpoint: &Path) -> Result<Beneath, FilesError> {
         let gone = |_| FilesError::DaemonGone;
         let tree = Beneath::at(mountpoint).map_err(gone)?;
         let kind = fstatfs(&tree).map_err(io::Error::from).map_err(gone)?;
         if kind.filesystem_type() != FUSE_SUPER_MAGIC {
             return Err(FilesError::DaemonGone);
         }
-        Self::below(&tree, vm, backup, index)
+        Ok(tree)
     }
 
     fn below(tree: &Beneath, vm: &str, backup: &str, index: u32) -> Result<Beneath, FilesError> {

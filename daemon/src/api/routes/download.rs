@@ -12,6 +12,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use jiff::Timestamp;
+use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
 use sendense::catalog::{Action, AuditRecord, Mount, Outcome, Role};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -28,6 +30,7 @@ use crate::archive::{self, Format};
 use crate::files::beneath::Beneath;
 use crate::files::conditions::{self, Range};
 use crate::files::content;
+use crate::files::error::FilesError;
 use crate::files::name::GuestPath;
 
 /// Pieces of an archive that wait for the client.
@@ -172,7 +175,7 @@ pub(crate) async fn file(
         return Ok(response);
     }
     let (range, condition) = (text(header::RANGE), text(header::IF_RANGE));
-    let (start, end) = match conditions::range(range, condition, content.size, content.state()) {
+    let (start, end) = match conditions::range(range, condition, content.state(), content.size) {
         Range::Whole => (0, content.size),
         Range::Part { first, last } => {
             let value = format!("bytes {first}-{last}/{}", content.size);
@@ -261,7 +264,7 @@ pub(crate) async fn directory(
         let (mount, root) = enter(&asked, &who, &id)?;
         let kept = asked.uses.keep(&mount.id);
         for path in &wanted {
-            content::exists(&root, path, wanted.len() == 1)?;
+            look(&root, path, wanted.len() == 1)?;
         }
         let total = match asked.config.max_archive_size {
             None => None,
@@ -304,6 +307,20 @@ pub(crate) async fn directory(
     app.recorder.write(first).await?;
     let body = write_archive(&app, root, &paths, format, ticket)?;
     Ok((head, Body::new(body)).into_response())
+}
+
+/// That a path is there, and is a folder if it must be.
+fn look(root: &Beneath, path: &GuestPath, must_be_folder: bool) -> Answer<()> {
+    let failed = |e| FilesError::new(path.display(), e);
+    let place = root.open(&path.relative(), OFlag::O_PATH).map_err(failed)?;
+    let stat = fstat(&place).map_err(|e| failed(e.into()))?;
+    if must_be_folder && stat.st_mode & libc::S_IFMT != libc::S_IFDIR {
+        return Err(Failure::bad_request(format!(
+            "{}: is not a folder; download it as a file",
+            path.display()
+        )));
+    }
+    Ok(())
 }
 
 /// The bytes that an archive of the paths holds.
@@ -360,7 +377,7 @@ fn write_archive(
             // Nobody asks for the next piece of a download that was stopped.
             let cancelled = AtomicBool::new(false);
             let last = match archive::write(&job, &app.pool, &mut output, &cancelled) {
-                Ok(summary) => Word::Complete(summary.missing()),
+                Ok(summary) => Word::Complete(missing(&summary)),
                 Err(error) => Word::Failed(error.to_string()),
             };
             cancelled.store(true, Ordering::Relaxed);
@@ -368,6 +385,12 @@ fn write_archive(
         })
         .map_err(Failure::internal)?;
     Ok(ArchiveBody::new(pieces, ticket))
+}
+
+/// What of an archive could not be read.
+fn missing(summary: &archive::Summary) -> Option<String> {
+    let count = summary.left_out;
+    (count > 0).then(|| format!("{count} could not be read; the archive lists them"))
 }
 
 /// Gives pieces to the connection, and waits while it takes none.
@@ -414,7 +437,7 @@ pub(crate) async fn size(
         let (mount, root) = enter(&app, &caller, &id)?;
         let kept = app.uses.keep(&mount.id);
         for path in &paths {
-            content::exists(&root, path, false)?;
+            look(&root, path, false)?;
         }
         let measure = measure(&root, &paths)?;
         drop(kept);

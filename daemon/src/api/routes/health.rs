@@ -11,10 +11,17 @@ use utoipa::ToSchema;
 
 use crate::api::answer::Failure;
 use crate::api::{App, blocking};
+use crate::control::Status;
 use crate::files::root::DiskRoot;
+use crate::watch;
 
 /// How long each part may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Below this the host is said to be short of memory, in bytes.
+const LITTLE_MEMORY: u64 = 128 << 20;
+/// Below this the state directory is said to be nearly full, in bytes.
+const LITTLE_SPACE: u64 = 64 << 20;
 
 /// How the service is. It names no path, no VM and no user: it answers everybody.
 #[derive(Debug, Serialize, ToSchema)]
@@ -82,7 +89,7 @@ fn word<T>(result: &Result<T, String>) -> String {
 pub(crate) async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Health>) {
     let (one, two, three) = (Arc::clone(&app), Arc::clone(&app), Arc::clone(&app));
     let daemon = check(move || Ok(one.daemon.status_within(PATIENCE)?));
-    let tree = check(move || Ok(DiskRoot::answers(&two.config.mountpoint)?));
+    let tree = check(move || Ok(DiskRoot::tree(&two.config.mountpoint)?));
     let catalog = check(move || Ok(three.catalog.mounts_so_far()?));
     let (daemon, tree, catalog) = tokio::join!(daemon, tree, catalog);
     // The daemon's own words name its socket.
@@ -99,8 +106,12 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Hea
         .cloned()
         .collect();
     let resources = daemon.ok().map(|status| {
-        problems.extend(status.resources.shortages());
+        problems.extend(shortages(&status));
         let resources = &status.resources;
+        let free = |role: &'static str| {
+            let spaces = resources.spaces.iter();
+            spaces.filter(move |space| space.role == role).map(|space| space.free)
+        };
         Resources {
             slots_total: status.slots.total,
             slots_used: status.slots.used,
@@ -109,8 +120,8 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Hea
             memory_available: resources.memory_available,
             descriptors_used: resources.descriptors_used,
             descriptors_limit: resources.descriptors_limit,
-            state_dir_free: resources.state_dir.free,
-            repositories_free: resources.repositories.iter().map(|r| r.free).collect(),
+            state_dir_free: free(watch::STATE).next().flatten(),
+            repositories_free: free(watch::REPOSITORY).collect(),
             downloads: app.downloads.count(),
             downloads_max: app.downloads.most(),
         }
@@ -134,4 +145,35 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Hea
         resources,
     };
     (code, Json(health))
+}
+
+/// What is nearly used up.
+fn shortages(status: &Status) -> Vec<String> {
+    let resources = &status.resources;
+    let mut all = Vec::new();
+    if status.slots.held >= status.slots.total {
+        all.push(format!("mounts hold all {} slots", status.slots.total));
+    }
+    if let (Some(used), Some(limit)) = (resources.descriptors_used, resources.descriptors_limit)
+        && limit.saturating_sub(used) < limit / 10
+    {
+        all.push(format!("the daemon uses {used} of {limit} file descriptors"));
+    }
+    if let Some(available) = resources.memory_available
+        && available < LITTLE_MEMORY
+    {
+        all.push(format!("the host has {available} bytes of memory left"));
+    }
+    for space in &resources.spaces {
+        let what = match space.role.as_str() {
+            watch::STATE => "the state directory",
+            _ => "a repository",
+        };
+        if space.error.is_some() {
+            all.push(format!("{what} does not answer"));
+        } else if space.role == watch::STATE && space.free.is_some_and(|free| free < LITTLE_SPACE) {
+            all.push(format!("{what} has hardly any space left"));
+        }
+    }
+    all
 }

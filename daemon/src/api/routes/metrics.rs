@@ -92,17 +92,17 @@ pub(crate) async fn page(State(app): State<Arc<App>>) -> Answer<Response> {
             ("memory_available_bytes", "Memory that the host has left.", resources.memory_available),
             ("daemon_descriptors", "Descriptors that the daemon has open.", resources.descriptors_used),
             ("daemon_descriptors_limit", "Descriptors that it may have open.", resources.descriptors_limit),
-            ("state_dir_free_bytes", "Free space of the state directory.", resources.state_dir.free),
         ];
         for (name, help, value) in optional {
             if let Some(value) = value {
                 page.gauge(name, help, value);
             }
         }
-        page.head("repository_free_bytes", "gauge", "Free space of the repositories, by number.");
-        for (number, repository) in resources.repositories.iter().enumerate() {
-            if let Some(free) = repository.free {
-                page.line("repository_free_bytes", &format!("{{repository=\"{number}\"}}"), free);
+        page.head("free_bytes", "gauge", "Free space of the state directory and of the repositories.");
+        for (number, space) in resources.spaces.iter().enumerate() {
+            if let Some(free) = space.free {
+                let labels = format!("{{of=\"{}\",number=\"{number}\"}}", space.role);
+                page.line("free_bytes", &labels, free);
             }
         }
     }
