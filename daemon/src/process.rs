@@ -78,7 +78,9 @@ impl Watched {
     pub(crate) fn descriptors(&self) -> Option<u64> {
         let mut folder = self.descriptors.lock();
         let names = folder.iter().filter_map(std::result::Result::ok);
-        let count = names.filter(|name| !name.file_name().to_bytes().starts_with(b".")).count();
+        let count = names
+            .filter(|name| !name.file_name().to_bytes().starts_with(b"."))
+            .count();
         u64::try_from(count).ok()
     }
 }

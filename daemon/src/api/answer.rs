@@ -213,7 +213,10 @@ impl IntoResponses for Refusals {
             ("401", "Not logged in, or not any more"),
             ("403", "Not granted to this user"),
             ("500", "A fault of the server; its log says more"),
-            ("503", "Not possible now; the sentence says what is missing, Retry-After when"),
+            (
+                "503",
+                "Not possible now; the sentence says what is missing, Retry-After when",
+            ),
         ])
     }
 }
@@ -226,7 +229,10 @@ impl IntoResponses for ReadRefusals {
         let mut all = Refusals::responses();
         all.extend(described(&[
             ("404", "There is no such thing, or the mount expired"),
-            ("422", "The guest's data are of a kind that cannot be read yet"),
+            (
+                "422",
+                "The guest's data are of a kind that cannot be read yet",
+            ),
             ("423", "The volume is locked and needs a key"),
             ("502", "The guest's data or the image are damaged"),
             ("504", "The image did not answer in time"),

@@ -38,11 +38,17 @@ impl Modify for Schemes {
 
 /// The page; it reads the document from where it is served.
 pub(super) async fn page() -> impl IntoResponse {
-    asset("text/html; charset=utf-8", include_str!("document/page.html"))
+    asset(
+        "text/html; charset=utf-8",
+        include_str!("document/page.html"),
+    )
 }
 
 pub(super) async fn script() -> impl IntoResponse {
-    asset("text/javascript; charset=utf-8", include_str!("document/page.js"))
+    asset(
+        "text/javascript; charset=utf-8",
+        include_str!("document/page.js"),
+    )
 }
 
 pub(super) async fn style() -> impl IntoResponse {

@@ -182,6 +182,9 @@ pub(crate) struct Ended {
     pub(crate) detail: Option<String>,
 }
 
+/// What is told at the end.
+type Last = Box<dyn FnOnce(&Ended) + Send>;
+
 /// A download at work; dropped with its stream.
 pub(crate) struct Ticket {
     downloads: Arc<Downloads>,
@@ -191,7 +194,7 @@ pub(crate) struct Ticket {
     watch: AbortHandle,
     complete: bool,
     trouble: Option<String>,
-    ended: Option<Box<dyn FnOnce(&Ended) + Send>>,
+    ended: Option<Last>,
     _kept: Kept,
 }
 

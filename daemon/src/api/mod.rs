@@ -42,6 +42,7 @@ use crate::auth::token::TokenKey;
 use crate::config::Config;
 use crate::control::Client;
 use crate::process;
+use crate::sidecar::Bond;
 use crate::signals::Shutdown;
 
 /// The exit code of sysexits.h for "the configuration is wrong": trying again is no use.
@@ -111,14 +112,19 @@ fn serve(config: &Config) -> Result<()> {
     };
     let listener = listen(config)?;
     let key = TokenKey::load(&config.state_dir)?;
-    let catalog = Arc::new(Catalog::open_ahead(&config.catalog_path(), CATALOG_READERS)?);
+    let catalog = Arc::new(Catalog::open_ahead(
+        &config.catalog_path(),
+        CATALOG_READERS,
+    )?);
     let watched = process::Watched::open()?;
     if catalog.users()?.is_empty() {
         tracing::warn!(
             "nobody can log in yet; make the first user: sendense user add admin --role admin"
         );
     }
+    let bond = Bond::inherited()?;
     confine::confine(config)?;
+    bond.renew()?;
     // Threads that are started from here on are confined as well.
     let shutdown = Shutdown::install()?;
     let app = Arc::new(App {

@@ -112,7 +112,8 @@ fn write(catalog: &Catalog, queue: &Receiver<Entry>, retention: Duration) {
     loop {
         if pruned.is_none_or(|at| at.elapsed() >= PRUNE) {
             pruned = Some(Instant::now());
-            let kept = jiff::SignedDuration::try_from(retention).unwrap_or(jiff::SignedDuration::MAX);
+            let kept =
+                jiff::SignedDuration::try_from(retention).unwrap_or(jiff::SignedDuration::MAX);
             let before = Timestamp::now().checked_sub(kept).unwrap_or(Timestamp::MIN);
             if let Err(e) = catalog.prune_audit(before) {
                 tracing::warn!("removing old records: {e}");

@@ -81,11 +81,7 @@ impl FileBody {
         if len == 0 {
             return;
         }
-        let (file, offset, spare) = (
-            Arc::clone(&self.file),
-            self.offset,
-            Arc::clone(&self.spare),
-        );
+        let (file, offset, spare) = (Arc::clone(&self.file), self.offset, Arc::clone(&self.spare));
         self.offset = self.offset.saturating_add(len as u64);
         self.reading = Some(tokio::task::spawn_blocking(move || {
             let mut memory = spare.lock().pop().unwrap_or_default();

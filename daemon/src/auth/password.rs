@@ -119,15 +119,6 @@ impl Hasher {
         self.admitted(|| verify(password, stored))
     }
 
-    /// As [`hash`]. Blocks.
-    ///
-    /// # Errors
-    /// As [`hash`] and [`Self::verify`].
-    pub(crate) fn hash(&self, password: &str) -> Result<String> {
-        check_rules(password)?;
-        self.admitted(|| hash(password))?
-    }
-
     fn admitted<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         let mut free = self.free.lock();
         self.freed
@@ -265,7 +256,7 @@ mod tests {
             hasher.admitted(|| panic!("in the middle"))
         }));
         assert!(panicked.is_err());
-        let stored = hasher.hash(PASSWORD).unwrap();
+        let stored = hash(PASSWORD).unwrap();
         assert!(hasher.verify(PASSWORD, Some(&stored)).unwrap());
     }
 }

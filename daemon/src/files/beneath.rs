@@ -6,7 +6,6 @@
 //! its use.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -73,29 +72,6 @@ impl Beneath {
         self.resolve(path, flags, ResolveFlag::RESOLVE_NO_SYMLINKS)
     }
 
-    /// Opens a regular file for reading.
-    ///
-    /// # Errors
-    /// As [`Self::open`]; `EISDIR` for a folder, `EOPNOTSUPP` for a device, a pipe
-    /// or a socket, which are not opened.
-    pub(crate) fn file(&self, path: &[u8]) -> io::Result<File> {
-        // Looked at before it is opened for reading: opening a pipe or a device has
-        // effects.
-        let place = File::from(self.open(path, OFlag::O_PATH)?);
-        let kind = place.metadata()?.file_type();
-        if kind.is_dir() {
-            return Err(Errno::EISDIR.into());
-        }
-        if !kind.is_file() {
-            return Err(Errno::EOPNOTSUPP.into());
-        }
-        let file = File::from(self.open(path, OFlag::O_RDONLY)?);
-        if !file.metadata()?.is_file() {
-            return Err(Errno::EOPNOTSUPP.into());
-        }
-        Ok(file)
-    }
-
     fn resolve(&self, path: &[u8], flags: OFlag, more: ResolveFlag) -> io::Result<OwnedFd> {
         let start = path.iter().position(|byte| *byte != b'/');
         let path = start.and_then(|start| path.get(start..)).unwrap_or(b".");
@@ -135,7 +111,7 @@ impl AsFd for Beneath {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
+    use std::fs::{self, File};
     use std::io::Read;
     use std::os::unix::fs::symlink;
 
@@ -184,7 +160,7 @@ mod tests {
             "deep/parent/file",
         ] {
             let mut text = String::new();
-            let mut file = beneath.file(path.as_bytes()).unwrap();
+            let mut file = File::from(beneath.open(path.as_bytes(), OFlag::O_RDONLY).unwrap());
             file.read_to_string(&mut text).unwrap();
             assert_eq!(text, "file", "{path:?}");
         }
@@ -196,17 +172,7 @@ mod tests {
             errno(deeper.open(b"../file", OFlag::O_RDONLY)),
             Some(Errno::EXDEV)
         );
-        beneath.folder(b"").unwrap().file(b"file").unwrap();
-    }
-
-    #[test]
-    fn only_files_and_folders_are_opened() {
-        let dir = tempfile::tempdir().unwrap();
-        let pipe = dir.path().join("pipe");
-        nix::unistd::mkfifo(&pipe, Mode::S_IRWXU).unwrap();
-        let beneath = Beneath::at(dir.path()).unwrap();
-        let code = |path: &[u8]| beneath.file(path).unwrap_err().raw_os_error();
-        assert_eq!(code(b"pipe"), Some(libc::EOPNOTSUPP));
-        assert_eq!(code(b"/"), Some(libc::EISDIR));
+        let empty = beneath.folder(b"").unwrap();
+        empty.open(b"file", OFlag::O_RDONLY).unwrap();
     }
 }

@@ -111,13 +111,6 @@ impl GuestPath {
         Ok(Self { names })
     }
 
-    /// The entry `name` of this folder. The name is the tree's own and not checked.
-    pub(crate) fn join(&self, name: &[u8]) -> Self {
-        let mut names = self.names.clone();
-        names.push(name.to_vec());
-        Self { names }
-    }
-
     /// The path for a look-up beneath the disk's folder; empty for that folder.
     pub(crate) fn relative(&self) -> Vec<u8> {
         self.names.join(&b'/')
@@ -234,7 +227,6 @@ mod tests {
         let path = GuestPath::parse(b"/a/\\xff\xfe").unwrap();
         assert_eq!(path.relative(), b"a/\xff\xfe");
         assert_eq!(path.name(), Some(&b"\xff\xfe"[..]));
-        assert_eq!(path.join(b"c\nd").display(), "/a/\\xff\\xfe/c\nd");
         assert_eq!(GuestPath::root().name(), None);
     }
 

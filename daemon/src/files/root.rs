@@ -77,6 +77,7 @@ impl DiskRoot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::OFlag;
     use std::fs;
     use std::os::unix::fs::symlink;
 

@@ -139,9 +139,10 @@ pub(crate) async fn file(
     parameters: Parameters,
 ) -> Answer<Response> {
     caller.must_be(Role::Operator)?;
-    parameters.bytes("path")?.filter(|path| !path.is_empty()).ok_or_else(|| {
-        Failure::bad_request("the parameter `path` is missing")
-    })?;
+    parameters
+        .bytes("path")?
+        .filter(|path| !path.is_empty())
+        .ok_or_else(|| Failure::bad_request("the parameter `path` is missing"))?;
     let path = GuestPath::parse(parameters.bytes("path")?.unwrap_or_default())?;
     let (asked, who, wanted) = (Arc::clone(&app), caller.clone(), path.clone());
     let (mount, content) = blocking(move || {
@@ -166,10 +167,7 @@ pub(crate) async fn file(
     }
     head.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let (none_match, since) = (
-        text(header::IF_NONE_MATCH),
-        text(header::IF_MODIFIED_SINCE),
-    );
+    let (none_match, since) = (text(header::IF_NONE_MATCH), text(header::IF_MODIFIED_SINCE));
     if conditions::not_modified(none_match, since, content.state()) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);
@@ -187,7 +185,11 @@ pub(crate) async fn file(
     };
     let (head, name) = (response.headers_mut(), path.name().unwrap_or_default());
     set(head, header::CONTENT_TYPE, content::content_type(name));
-    set(head, header::CONTENT_DISPOSITION, &content::disposition(name));
+    set(
+        head,
+        header::CONTENT_DISPOSITION,
+        &content::disposition(name),
+    );
     let length = HeaderValue::from(end.saturating_sub(start));
     head.insert(header::CONTENT_LENGTH, length);
     if method == Method::HEAD {
@@ -278,9 +280,8 @@ pub(crate) async fn directory(
         [only] => only.name().map(<[u8]>::to_vec),
         _ => None,
     };
-    let mut name = stem.unwrap_or_else(|| {
-        format!("{}-disk{}", mount.backup_id, mount.disk_index).into_bytes()
-    });
+    let mut name = stem
+        .unwrap_or_else(|| format!("{}-disk{}", mount.backup_id, mount.disk_index).into_bytes());
     name.extend_from_slice(b".");
     name.extend_from_slice(format.extension().as_bytes());
     let disposition = content::disposition(&name);

@@ -110,7 +110,9 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Hea
         let resources = &status.resources;
         let free = |role: &'static str| {
             let spaces = resources.spaces.iter();
-            spaces.filter(move |space| space.role == role).map(|space| space.free)
+            spaces
+                .filter(move |space| space.role == role)
+                .map(|space| space.free)
         };
         Resources {
             slots_total: status.slots.total,
@@ -157,7 +159,9 @@ fn shortages(status: &Status) -> Vec<String> {
     if let (Some(used), Some(limit)) = (resources.descriptors_used, resources.descriptors_limit)
         && limit.saturating_sub(used) < limit / 10
     {
-        all.push(format!("the daemon uses {used} of {limit} file descriptors"));
+        all.push(format!(
+            "the daemon uses {used} of {limit} file descriptors"
+        ));
     }
     if let Some(available) = resources.memory_available
         && available < LITTLE_MEMORY

@@ -44,7 +44,10 @@ struct Page(String);
 impl Page {
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string cannot fail.
-        let _ = writeln!(self.0, "# HELP sendense_{name} {help}\n# TYPE sendense_{name} {kind}");
+        let _ = writeln!(
+            self.0,
+            "# HELP sendense_{name} {help}\n# TYPE sendense_{name} {kind}"
+        );
     }
 
     fn line(&mut self, name: &str, labels: &str, value: u64) {
@@ -71,34 +74,86 @@ pub(crate) async fn page(State(app): State<Arc<App>>) -> Answer<Response> {
     let status = blocking(move || Ok(asked.daemon.status_within(PATIENCE).ok())).await?;
     let mut page = Page::default();
     own(&mut page, &app);
-    page.gauge("daemon_up", "Whether the daemon answers.", u64::from(status.is_some()));
+    page.gauge(
+        "daemon_up",
+        "Whether the daemon answers.",
+        u64::from(status.is_some()),
+    );
     if let Some(status) = status {
         let wide = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-        page.gauge("slots", "Disks that can be attached at once.", wide(status.slots.total));
-        page.gauge("slots_used", "Disks that are attached.", wide(status.slots.used));
-        page.gauge("slots_held", "Disks that mounts hold.", wide(status.slots.held));
+        page.gauge(
+            "slots",
+            "Disks that can be attached at once.",
+            wide(status.slots.total),
+        );
+        page.gauge(
+            "slots_used",
+            "Disks that are attached.",
+            wide(status.slots.used),
+        );
+        page.gauge(
+            "slots_held",
+            "Disks that mounts hold.",
+            wide(status.slots.held),
+        );
         let totals = &status.totals;
         page.counter("attaches_total", "Disks attached.", totals.attaches);
         page.counter("evictions_total", "Disks released.", totals.evictions);
-        page.counter("reads_total", "Reads of file data from images.", totals.reads);
-        page.counter("read_bytes_total", "File data read from images.", totals.bytes);
+        page.counter(
+            "reads_total",
+            "Reads of file data from images.",
+            totals.reads,
+        );
+        page.counter(
+            "read_bytes_total",
+            "File data read from images.",
+            totals.bytes,
+        );
         page.counter("errors_total", "Operations that failed.", totals.errors);
-        page.gauge("cache_bytes", "Metadata blocks in memory.", status.cache.bytes);
-        page.counter("cache_hits_total", "Blocks found in memory.", status.cache.hits);
-        page.counter("cache_misses_total", "Blocks read from images.", status.cache.misses);
+        page.gauge(
+            "cache_bytes",
+            "Metadata blocks in memory.",
+            status.cache.bytes,
+        );
+        page.counter(
+            "cache_hits_total",
+            "Blocks found in memory.",
+            status.cache.hits,
+        );
+        page.counter(
+            "cache_misses_total",
+            "Blocks read from images.",
+            status.cache.misses,
+        );
         page.gauge("daemon_memory_bytes", "Memory of the daemon.", status.rss);
         let resources = &status.resources;
         let optional = [
-            ("memory_available_bytes", "Memory that the host has left.", resources.memory_available),
-            ("daemon_descriptors", "Descriptors that the daemon has open.", resources.descriptors_used),
-            ("daemon_descriptors_limit", "Descriptors that it may have open.", resources.descriptors_limit),
+            (
+                "memory_available_bytes",
+                "Memory that the host has left.",
+                resources.memory_available,
+            ),
+            (
+                "daemon_descriptors",
+                "Descriptors that the daemon has open.",
+                resources.descriptors_used,
+            ),
+            (
+                "daemon_descriptors_limit",
+                "Descriptors that it may have open.",
+                resources.descriptors_limit,
+            ),
         ];
         for (name, help, value) in optional {
             if let Some(value) = value {
                 page.gauge(name, help, value);
             }
         }
-        page.head("free_bytes", "gauge", "Free space of the state directory and of the repositories.");
+        page.head(
+            "free_bytes",
+            "gauge",
+            "Free space of the state directory and of the repositories.",
+        );
         for (number, space) in resources.spaces.iter().enumerate() {
             if let Some(free) = space.free {
                 let labels = format!("{{of=\"{}\",number=\"{number}\"}}", space.role);
@@ -113,9 +168,17 @@ pub(crate) async fn page(State(app): State<Arc<App>>) -> Answer<Response> {
 /// The figures of this process.
 fn own(page: &mut Page, app: &App) {
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    page.head("http_requests_total", "counter", "Requests answered, by class of status.");
+    page.head(
+        "http_requests_total",
+        "counter",
+        "Requests answered, by class of status.",
+    );
     for (counter, class) in app.requests.answered.iter().zip(1..) {
-        page.line("http_requests_total", &format!("{{status=\"{class}xx\"}}"), get(counter));
+        page.line(
+            "http_requests_total",
+            &format!("{{status=\"{class}xx\"}}"),
+            get(counter),
+        );
     }
     page.counter(
         "http_request_milliseconds_total",
@@ -123,19 +186,36 @@ fn own(page: &mut Page, app: &App) {
         get(&app.requests.milliseconds),
     );
     let running = u64::try_from(app.downloads.count()).unwrap_or(u64::MAX);
-    let sent = app.downloads.list().iter().map(|d| d.bytes_sent).fold(0, u64::saturating_add);
+    let sent = app
+        .downloads
+        .list()
+        .iter()
+        .map(|d| d.bytes_sent)
+        .fold(0, u64::saturating_add);
     page.gauge("downloads", "Downloads that run.", running);
-    page.counter("downloads_total", "Downloads that have ended.", get(&app.downloads.ended));
+    page.counter(
+        "downloads_total",
+        "Downloads that have ended.",
+        get(&app.downloads.ended),
+    );
     page.counter(
         "download_bytes_total",
         "Bytes sent by downloads.",
         get(&app.downloads.bytes).saturating_add(sent),
     );
-    page.gauge("api_uptime_seconds", "Since the HTTP side started.", app.started.elapsed().as_secs());
+    page.gauge(
+        "api_uptime_seconds",
+        "Since the HTTP side started.",
+        app.started.elapsed().as_secs(),
+    );
     if let Some(memory) = app.process.memory() {
         page.gauge("api_memory_bytes", "Memory of the HTTP side.", memory);
     }
     if let Some(open) = app.process.descriptors() {
-        page.gauge("api_descriptors", "Descriptors that the HTTP side has open.", open);
+        page.gauge(
+            "api_descriptors",
+            "Descriptors that the HTTP side has open.",
+            open,
+        );
     }
 }

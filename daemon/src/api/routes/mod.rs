@@ -65,10 +65,16 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .route("/docs", get(document::page))
         .route("/docs.js", get(document::script))
         .route("/docs.css", get(document::style))
-        .route("/openapi.json", get(|| async move { Json(document.as_ref().clone()) }))
+        .route(
+            "/openapi.json",
+            get(|| async move { Json(document.as_ref().clone()) }),
+        )
         .fallback(|| async { Failure::not_found("there is no such address; /docs lists them all") })
         .method_not_allowed_fallback(|| async {
-            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this address does not know this method")
+            Failure::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this address does not know this method",
+            )
         })
         .layer(CatchPanicLayer::custom(|_| {
             Failure::internal("a request panicked").into_response()
@@ -88,10 +94,13 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
         )
         .into_response(),
     };
-    app.requests.count(response.status().as_u16(), began.elapsed());
+    app.requests
+        .count(response.status().as_u16(), began.elapsed());
     let headers = response.headers_mut();
     for (name, value) in SECURITY {
-        headers.entry(name).or_insert(HeaderValue::from_static(value));
+        headers
+            .entry(name)
+            .or_insert(HeaderValue::from_static(value));
     }
     if app.config.tls.is_some() {
         let year = HeaderValue::from_static("max-age=31536000");

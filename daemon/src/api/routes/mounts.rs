@@ -77,7 +77,10 @@ impl MountAnswer {
         {
             let idle = i64::try_from(app.config.idle_timeout.as_secs()).unwrap_or(i64::MAX);
             last = Some(used.to_string());
-            expires = used.checked_add(idle.seconds()).ok().map(|at| at.to_string());
+            expires = used
+                .checked_add(idle.seconds())
+                .ok()
+                .map(|at| at.to_string());
         }
         Self {
             mount_id: mount.id,
@@ -146,7 +149,10 @@ pub(crate) async fn mount(
     let (asked, who) = (Arc::clone(&app), caller.clone());
     let mounted = blocking(move || {
         let unknown = || Failure::not_found(format!("backup not found: {}", wanted.backup_id));
-        let backup = asked.catalog.backup(&wanted.backup_id)?.ok_or_else(unknown)?;
+        let backup = asked
+            .catalog
+            .backup(&wanted.backup_id)?
+            .ok_or_else(unknown)?;
         who.must_see(&backup.vm_name)?;
         Ok(asked.daemon.mount(&wanted.backup_id, wanted.disk_index)?)
     })

@@ -384,7 +384,7 @@ fn a_seed_is_refused() {
         mount.btrfs(&["device", "add", "-f", device.trim()], "");
         sh(&[&"mount", &"-o", &"remount,rw", &mount.path()]);
         fs::write(mount.path().join("new"), "new").expect("a file");
-        unmount(&mount.path());
+        unmount(mount.path());
         sh(&[&"btrfs", &"device", &"scan", &"--forget", &device.trim()]);
         sh(&[&"losetup", &"-d", &device.trim()]);
     }
