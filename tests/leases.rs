@@ -372,6 +372,75 @@ fn whether_a_backup_can_be_restored_is_looked_at() {
     daemon.stop();
 }
 
+/// What the host lacks is said, and what is there goes on.
+#[test]
+fn refused_work_says_what_has_run_out() {
+    let (lab, ids) = three("");
+    let daemon = Daemon::start(&lab);
+    let a = mounted(&lab, &ids[0]);
+    let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid()))
+        .unwrap()
+        .count();
+    let limit = |files: usize| {
+        let pid = daemon.pid().to_string();
+        run("prlimit", ["--pid", &pid, &format!("--nofile={files}:")]);
+    };
+    limit(open + 20);
+    let refused = mount(&lab, &ids[1]);
+    assert_eq!(refused["kind"], "exhausted", "{refused}");
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.contains("run out of file descriptors"), "{message}");
+    // That it has one already is no matter of what is left.
+    assert_eq!(mount(&lab, &ids[0])["mount_id"], a["id"]);
+    assert_eq!(fs::read(greeting(&lab, "a")).unwrap(), b"hello\n");
+    limit(open + 200);
+    mounted(&lab, &ids[1]);
+    daemon.stop();
+}
+
+/// A repository on a host that does not answer: here a tree whose daemon is stopped.
+#[test]
+fn a_repository_that_hangs_holds_up_no_status() {
+    let (far, _) = three("");
+    let stopped = Daemon::start(&far);
+    let (lab, ids) = three("");
+    let hanging = far.mountpoint();
+    let text = fs::read_to_string(lab.config()).unwrap();
+    let list = format!("repositories = [{hanging:?}, ");
+    fs::write(lab.config(), text.replace("repositories = [", &list)).unwrap();
+    let daemon = Daemon::start(&lab);
+    let status = || {
+        let began = Instant::now();
+        let text = lab.sendense_ok(["status", "--json"]);
+        assert!(began.elapsed() < Duration::from_secs(2));
+        serde_json::from_str::<Value>(&text).unwrap()["resources"]["spaces"].clone()
+    };
+    let of_hanging = |spaces: &Value| {
+        let all = spaces.as_array().unwrap();
+        let one = all.iter().find(|s| s["path"] == hanging.to_str().unwrap());
+        one.unwrap().clone()
+    };
+    assert!(of_hanging(&status())["age"].is_u64());
+    stopped.signal(nix::sys::signal::Signal::SIGSTOP);
+    wait_for("the hang to be told", Duration::from_secs(20), || {
+        of_hanging(&status())["error"]
+            .as_str()
+            .is_some_and(|error| error.starts_with("no answer for"))
+    });
+    let spaces = status();
+    assert!(
+        of_hanging(&spaces)["age"].as_u64().unwrap() >= 5,
+        "{spaces}"
+    );
+    let others = spaces.as_array().unwrap().iter();
+    let fresh = others.filter(|s| s["age"].as_u64().unwrap() <= 6);
+    assert_eq!(fresh.count(), 2, "{spaces}");
+    stopped.signal(nix::sys::signal::Signal::SIGCONT);
+    mounted(&lab, &ids[0]);
+    daemon.stop();
+    stopped.stop();
+}
+
 fn children(parent: u32) -> Vec<u32> {
     let out = std::process::Command::new("pgrep")
         .args(["-P", &parent.to_string(), "-f", "api$"])
