@@ -210,7 +210,12 @@ impl Leases {
         std::thread::Builder::new()
             .name("mount".into())
             .spawn(move || {
-                let _ = sender.try_send(slots.get(disk));
+                let attached = match slots.get(disk) {
+                    // An attempt that began before the disk was held.
+                    Err(Error::NoSlot { .. }) => slots.get(disk),
+                    other => other,
+                };
+                let _ = sender.try_send(attached);
             })
             .map_err(|e| Error::io("a thread to attach a disk", e))?;
         match receiver.recv_timeout(limit) {
