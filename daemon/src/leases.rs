@@ -17,6 +17,7 @@ mod tests;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -47,6 +48,8 @@ pub(crate) struct Leases {
     /// Held while a row and its lease come or go together, so that whoever compares
     /// them sees both or neither.
     steps: Mutex<()>,
+    /// Whether a disk was let go, so that there is memory to give back.
+    let_go: AtomicBool,
 }
 
 /// A mount, in memory.
@@ -90,6 +93,7 @@ impl Leases {
             mountpoint: mountpoint.to_owned(),
             live: Mutex::default(),
             steps: Mutex::default(),
+            let_go: AtomicBool::new(false),
         });
         for mount in leases.catalog.resume_mounts(now())? {
             leases.take_over(&mount)?;
@@ -206,7 +210,12 @@ impl Leases {
         std::thread::Builder::new()
             .name("mount".into())
             .spawn(move || {
-                let _ = sender.try_send(slots.get(disk));
+                let attached = match slots.get(disk) {
+                    // An attempt that began before the disk was held.
+                    Err(Error::NoSlot { .. }) => slots.get(disk),
+                    other => other,
+                };
+                let _ = sender.try_send(attached);
             })
             .map_err(|e| Error::io("a thread to attach a disk", e))?;
         match receiver.recv_timeout(limit) {
@@ -303,6 +312,7 @@ impl Leases {
         let lease = self.live.lock().remove(id);
         if let Some(lease) = &lease {
             self.slots.unhold(lease.disk);
+            self.let_go.store(true, Ordering::Relaxed);
         }
         lease.is_some()
     }

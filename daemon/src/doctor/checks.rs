@@ -1,5 +1,7 @@
 //! The checks of [`super`], each a function of the configuration.
 
+mod api;
+
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -38,6 +40,8 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
     findings.push(catalog(config));
     findings.push(open_files(config));
     findings.push(memory(config));
+    findings.extend(state_space(config));
+    findings.extend(api::all(config));
     findings.extend(socket_buffer());
     findings
 }
@@ -455,6 +459,23 @@ fn memory(config: &Config) -> Finding {
             }
         }
     }
+}
+
+/// Room for the catalog to grow.
+fn state_space(config: &Config) -> Option<Finding> {
+    const WANTED: u64 = 64 << 20;
+    // Not there yet: it will lie where the nearest folder above it lies.
+    let place = config.state_dir.ancestors().find(|path| path.exists())?;
+    let space = nix::sys::statvfs::statvfs(place).ok()?;
+    let free = space
+        .blocks_available()
+        .saturating_mul(space.fragment_size());
+    let detail = format!("{} free in {}", show_size(free), config.state_dir.display());
+    Some(if free < WANTED {
+        Finding::warn("space", detail).mend("make room there, or set state_dir")
+    } else {
+        Finding::ok("space", detail)
+    })
 }
 
 /// qemu-nbd answers reads up to an eighth faster with a larger socket buffer.

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use sendense::catalog::MountEnd;
-use sendense::tree::Attachments;
-use sendense::{Error, Result};
+use sendense::tree::{Attachments, read};
+use sendense::{Error, Result, sys};
 
 use super::Leases;
 
@@ -106,6 +107,10 @@ impl State {
             }
         }
         leases.attach_anew();
+        if leases.let_go.swap(false, Ordering::Relaxed) {
+            read::free_spare_buffers();
+            sys::trim_memory();
+        }
     }
 
     /// Whether the clock on the wall has made a jump: leases do not, and what their
@@ -267,6 +272,24 @@ impl Leases {
             tracing::warn!(mount = id, disk = lease.path, %error, ?pause, "cannot be attached");
             lease.attaching = false;
             lease.retry = Some((Instant::now() + pause, pause.saturating_mul(2).min(longest)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_is_noticed() {
+        let mut state = State::default();
+        assert!(!state.clock_was_set());
+        assert!(!state.clock_was_set());
+        let hour = Duration::from_secs(3600);
+        for before in [SystemTime::now() - hour, SystemTime::now() + hour] {
+            state.clocks = Some((Instant::now(), before));
+            assert!(state.clock_was_set());
+            assert!(!state.clock_was_set());
         }
     }
 }

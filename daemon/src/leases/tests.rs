@@ -272,6 +272,41 @@ fn the_row_follows_the_export() {
             .is_some_and(|device| Some(device) != mount.nbd_device)
     });
     assert!(lab.world.slots.peek(disk).is_some());
+    // Also where a reader was faster than we are.
+    let before = lab.world.catalog.mount(&mount.id).unwrap().unwrap();
+    assert!(lab.world.slots.release(disk));
+    let uri = lab.world.slots.get(disk).unwrap().export().uri();
+    assert_ne!(Some(&uri), before.nbd_device.as_ref());
+    wait_for("the reader's device", Duration::from_secs(5), || {
+        let now = lab.world.catalog.mount(&mount.id).unwrap().unwrap();
+        now.nbd_device.as_ref() == Some(&uri)
+    });
+}
+
+/// An unmount while the disk is being attached ends the mount all the same.
+#[test]
+fn what_is_unmounted_while_it_is_mounted_is_unmounted() {
+    let lab = Lab::new(1, HOUR);
+    let (a, b) = (lab.world.backup("a"), lab.world.backup("b"));
+    // The only slot is in use: the mount has to wait.
+    let in_use = lab.world.slots.get(b).unwrap();
+    std::thread::scope(|scope| {
+        let mounting = scope.spawn(|| lab.leases.mount("b-a", 0));
+        wait_for("the row", Duration::from_secs(5), || {
+            lab.leases.mount_of(a).is_some()
+        });
+        let id = lab.leases.mount_of(a).unwrap();
+        assert_eq!(lab.status(&id), "mounting");
+        lab.leases.unmount(&id).unwrap();
+        drop(in_use);
+        assert!(matches!(mounting.join().unwrap(), Err(Error::Unknown(_))));
+        assert_eq!(lab.status(&id), "unmounted");
+    });
+    assert!(lab.world.slots.held().is_empty());
+    assert_eq!(
+        lab.world.sqlite("SELECT mounts FROM restore_mounts_so_far"),
+        "0"
+    );
 }
 
 #[test]

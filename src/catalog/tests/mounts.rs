@@ -158,7 +158,7 @@ fn a_restart_keeps_what_has_not_expired() {
     assert!(world.catalog.resume_mounts(NOW).unwrap().is_empty());
     world.sql(
         "INSERT INTO restore_mounts (id, backup_disk_id, status, nbd_device, expires_at) VALUES
-             ('late', 1, 'mounted', 'nbd:1', '2025-10-11T00:00:00Z'),
+             ('late', 1, 'mounted', 'nbd:1', '2025-10-11T00:30:00+01:00'),
              ('ends', 2, 'unmounting', 'nbd:2', '2025-10-11T01:00:00Z'),
              ('lives', 3, 'mounted', 'nbd:3', '2025-10-11T01:00:00+00:30'),
              ('never', 4, 'mounted', 'nbd:4', NULL);",
