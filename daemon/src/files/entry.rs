@@ -139,6 +139,13 @@ impl Entry {
         }
     }
 
+    /// Bytes of the texts whose length the guest decides.
+    pub(crate) fn text(&self) -> usize {
+        let target = self.symlink_target.as_ref().map_or(0, String::len);
+        let path = self.path.len().saturating_add(self.name.len());
+        path.saturating_add(target)
+    }
+
     /// What is listed in its folder and cannot be looked at.
     fn unreadable(name: String, path: String, is_folder: bool, error: &FilesError) -> Self {
         Self {

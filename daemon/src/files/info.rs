@@ -195,6 +195,7 @@ fn ntfs_time(time: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ntfs_volume::NtfsVolume;
     use super::*;
     use std::fs;
     use std::os::unix::fs::symlink;
@@ -330,5 +331,32 @@ mod tests {
             [value("user.Zone.Identifier", 14), value("user.\\xff", 0)]
         );
         assert_eq!((info.attributes, info.streams), (None, Vec::new()));
+    }
+
+    /// The tree has the names that ntfs-3g gives.
+    #[test]
+    fn what_windows_keeps_is_told() {
+        let volume = NtfsVolume::new(
+            "echo hello > file; setfattr -n user.Zone.Identifier -v '[ZoneTransfer]' file
+             setfattr -n system.ntfs_attrib_be -v 0x00002023 file
+             setfattr -n system.ntfs_crtime_be -v 0x01dc1bc96a6a1312 file
+             python3 -c \"open('\\u8a9e' * 255, 'w')\"",
+        );
+        let disk = Beneath::at(&volume.path()).unwrap();
+        let file = info(&disk, &GuestPath::parse(b"file").unwrap()).unwrap();
+        let attributes = ["readonly", "hidden", "archive", "not_content_indexed"];
+        assert_eq!(file.attributes.as_deref(), Some(&attributes[..]));
+        let created = file.created_time.as_deref();
+        assert_eq!(created, Some("2025-09-02T05:21:20.1985298Z"));
+        let stream = NamedValue {
+            name: "Zone.Identifier".into(),
+            size: Some(14),
+        };
+        assert_eq!((file.streams, file.xattrs), (vec![stream], Vec::new()));
+        let long = "語".repeat(255);
+        let page = super::super::listing::Page::default();
+        let listing = super::super::listing::list(&disk, &GuestPath::root(), &page).unwrap();
+        assert!(listing.files.iter().any(|entry| entry.name == long));
+        info(&disk, &GuestPath::parse(long.as_bytes()).unwrap()).unwrap();
     }
 }

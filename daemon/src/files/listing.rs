@@ -25,6 +25,13 @@ pub(crate) const SORTED: usize = 100_000;
 /// The highest limit.
 pub(crate) const MAX_LIMIT: usize = 10_000;
 
+/// Bytes of names and paths in an answer, about. An answer that would be larger ends
+/// early and says where to go on.
+pub(crate) const MAX_TEXT: usize = 32 << 20;
+
+/// Bytes of names that a page may have.
+const MAX_NAMES: usize = 16 << 20;
+
 /// How long the names of a folder may take to read.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -100,29 +107,46 @@ pub(crate) fn list(disk: &Beneath, path: &GuestPath, page: &Page) -> Result<List
             _ => by_position(&folder, 0, limit, deadline)?,
         },
     };
-    let files = names
-        .keys
-        .iter()
-        .map(|key| folder.entry(&key.name, !key.is_file))
-        .collect::<Result<Vec<_>, _>>()?;
+    let (mut files, mut text, mut more) = (Vec::new(), 0usize, names.more);
+    for key in &names.keys {
+        if text > MAX_TEXT {
+            more = true;
+            break;
+        }
+        let entry = folder.entry(&key.name, !key.is_file)?;
+        text = text.saturating_add(entry.text());
+        files.push(entry);
+    }
     Ok(Listing {
         total_count: names.total.unwrap_or(files.len()),
-        files,
         order: names.order,
-        next_cursor: names.next.map(|cursor| cursor.encode()),
+        next_cursor: more.then(|| names.cursor_after(files.len())).flatten(),
+        files,
     })
 }
 
 /// The names of a page.
 pub(crate) struct Names {
     pub(crate) keys: Vec<Key>,
+    /// The positions after them, in the folder's own order.
+    positions: Vec<i64>,
     /// How many the folder has, if that is known.
     total: Option<usize>,
     order: Order,
-    /// Where to go on, if there are more.
-    next: Option<Cursor>,
     /// Whether there are more.
     pub(crate) more: bool,
+}
+
+impl Names {
+    /// Where to go on after the first `count` of them.
+    fn cursor_after(&self, count: usize) -> Option<String> {
+        let last = count.checked_sub(1)?;
+        let cursor = match self.order {
+            Order::Name => Cursor::After(self.keys.get(last)?.clone()),
+            Order::Directory => Cursor::At(*self.positions.get(last)?),
+        };
+        Some(cursor.encode())
+    }
 }
 
 /// The first `limit` names after `after` in the order of names. Gives up, and gives
@@ -137,38 +161,37 @@ pub(crate) fn by_name(
     most: usize,
     deadline: Instant,
 ) -> Result<Names, FilesError> {
-    // The last of the page on top: what comes after it is not kept.
-    let mut page = BinaryHeap::new();
-    let (mut total, mut candidates) = (0usize, 0usize);
+    // The last of the page on top: it goes when the page is full, and what comes
+    // after it is not taken any more.
+    let mut page: BinaryHeap<Key> = BinaryHeap::new();
+    let mut beyond: Option<Key> = None;
+    let (mut total, mut size) = (0usize, 0usize);
     read(folder, 0, deadline, &mut |entry| {
         total = total.saturating_add(1);
         if total > most {
             return Ok(ControlFlow::Break(()));
         }
-        let is_file = !is_folder(folder, &entry);
-        let place = (is_file, entry.name);
-        if after.as_ref().is_some_and(|after| place <= order(after)) {
+        let place = (!is_folder(folder, &entry), entry.name);
+        let told = after.as_ref().is_some_and(|after| place <= order(after));
+        let later = beyond.as_ref().is_some_and(|beyond| place >= order(beyond));
+        if told || later {
             return Ok(ControlFlow::Continue(()));
         }
-        candidates = candidates.saturating_add(1);
-        let full = page.len() >= limit;
-        if !full || page.peek().is_some_and(|last| place < order(last)) {
-            if full {
-                page.pop();
-            }
-            page.push(key(is_file, entry.name));
+        page.push(key(place.0, place.1));
+        size = size.saturating_add(place.1.len());
+        while page.len() > limit || size > MAX_NAMES {
+            let Some(last) = page.pop() else { break };
+            size = size.saturating_sub(last.name.len());
+            beyond = Some(last);
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    let keys = page.into_sorted_vec();
-    let more = candidates > keys.len();
-    let last = keys.last().filter(|_| more).cloned();
     Ok(Names {
-        keys,
+        keys: page.into_sorted_vec(),
+        positions: Vec::new(),
         total: (total <= most).then_some(total),
         order: Order::Name,
-        next: last.map(Cursor::After),
-        more,
+        more: beyond.is_some(),
     })
 }
 
@@ -179,22 +202,23 @@ fn by_position(
     limit: usize,
     deadline: Instant,
 ) -> Result<Names, FilesError> {
-    let mut keys = Vec::new();
-    let (mut position, mut more) = (start, false);
+    let (mut keys, mut positions) = (Vec::new(), Vec::new());
+    let (mut size, mut more) = (0usize, false);
     read(folder, start, deadline, &mut |entry| {
-        if keys.len() >= limit {
+        if keys.len() >= limit || size > MAX_NAMES {
             more = true;
             return Ok(ControlFlow::Break(()));
         }
-        position = entry.next;
+        size = size.saturating_add(entry.name.len());
+        positions.push(entry.next);
         keys.push(key(!is_folder(folder, &entry), entry.name));
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(Names {
         total: (start == 0 && !more).then_some(keys.len()),
         keys,
+        positions,
         order: Order::Directory,
-        next: more.then_some(Cursor::At(position)),
         more,
     })
 }

@@ -15,6 +15,8 @@ pub(crate) mod error;
 pub(crate) mod info;
 pub(crate) mod listing;
 pub(crate) mod name;
+#[cfg(test)]
+mod ntfs_volume;
 pub(crate) mod recursion;
 pub(crate) mod root;
 mod time;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::beneath::Beneath;
 use super::entry::{Entry, Folder, Kind};
 use super::error::FilesError;
-use super::listing::{MAX_LIMIT, by_name, within};
+use super::listing::{MAX_LIMIT, MAX_TEXT, by_name, within};
 use super::name::GuestPath;
 
 /// The entries in an answer if nothing is said.
@@ -64,10 +64,11 @@ pub(crate) fn list_below(
     let mut current = Folder::open(disk, top.to_vec())?;
     let mut current_path = Arc::clone(&top);
     let mut files: Vec<Entry> = Vec::new();
+    let mut text = 0usize;
     let mut queue = VecDeque::new();
     let mut truncated = queue_entries(&mut queue, &current, &top, limit, deadline)?;
     while let Some(next) = queue.pop_front() {
-        if Instant::now() > deadline {
+        if Instant::now() > deadline || text > MAX_TEXT {
             truncated = true;
             break;
         }
@@ -98,6 +99,7 @@ pub(crate) fn list_below(
         if let Some((folder, path)) = opened {
             (current, current_path) = (folder, path);
         }
+        text = text.saturating_add(entry.text());
         files.push(entry);
     }
     Ok(Below {

@@ -37,9 +37,17 @@ impl DiskRoot {
     /// # Errors
     /// `DaemonGone` where the tree is not mounted or not served.
     pub(crate) fn tree(mountpoint: &Path) -> Result<Beneath, FilesError> {
-        let gone = |_| FilesError::DaemonGone;
-        let tree = Beneath::at(mountpoint).map_err(gone)?;
-        let kind = fstatfs(&tree).map_err(io::Error::from).map_err(gone)?;
+        let failed = |source: io::Error| match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => FilesError::DaemonGone,
+            // That is about this program's rights and not about a volume.
+            Some(libc::EACCES | libc::EPERM) => FilesError::Other {
+                path: "the tree of backups".into(),
+                source,
+            },
+            _ => FilesError::new("the tree of backups", source),
+        };
+        let tree = Beneath::at(mountpoint).map_err(failed)?;
+        let kind = fstatfs(&tree).map_err(|error| failed(error.into()))?;
         if kind.filesystem_type() != FUSE_SUPER_MAGIC {
             return Err(FilesError::DaemonGone);
         }
@@ -76,6 +84,7 @@ impl DiskRoot {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ntfs_volume::NtfsVolume;
     use super::*;
     use nix::fcntl::OFlag;
     use std::fs;
@@ -90,6 +99,19 @@ mod tests {
             assert!(matches!(error, FilesError::DaemonGone), "{error}");
             assert_eq!(error.status(), 503);
         }
+    }
+
+    #[test]
+    fn a_tree_that_nobody_serves_any_more_is_none() {
+        let mut volume = NtfsVolume::new("mkdir -p vm/backup/disk0; echo x > vm/backup/disk0/f");
+        let open = |volume: &NtfsVolume| DiskRoot::open(&volume.path(), "vm", "backup", 0);
+        let disk = open(&volume).unwrap();
+        disk.file(b"f").unwrap();
+        volume.abandon();
+        let error = open(&volume).unwrap_err();
+        assert!(matches!(error, FilesError::DaemonGone), "{error}");
+        let error = FilesError::new("/g", disk.file(b"g").unwrap_err());
+        assert!(matches!(error, FilesError::DaemonGone), "{error}");
     }
 
     #[test]

@@ -22,6 +22,7 @@ fn all_pages(disk: &Beneath, limit: usize, order: Option<Order>) -> (Vec<Entry>,
         let listing = list(disk, &GuestPath::root(), &page(limit, cursor, order)).unwrap();
         assert!(listing.files.len() <= limit);
         pages += 1;
+        assert!(pages <= 1000, "pages without end");
         files.extend(listing.files);
         cursor = listing.next_cursor;
         if cursor.is_none() {
@@ -217,6 +218,43 @@ fn a_large_folder_is_told_once_in_either_order() {
         (whole.files.len(), whole.next_cursor.is_some()),
         (FILES, true)
     );
+}
+
+/// However long what the guest says is, an answer is not.
+#[test]
+fn an_answer_that_would_be_too_large_goes_on_in_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = "t/".repeat(2000);
+    for number in 0..9000 {
+        symlink(&target, dir.path().join(format!("{number}"))).unwrap();
+    }
+    let disk = Beneath::at(dir.path()).unwrap();
+    for order in [Order::Name, Order::Directory] {
+        let (mut files, mut pages) = (Vec::new(), Vec::new());
+        let mut cursor = None;
+        loop {
+            let page = Page {
+                limit: None,
+                cursor,
+                order: Some(order),
+            };
+            let listing = list(&disk, &GuestPath::root(), &page).unwrap();
+            assert!(order == Order::Directory || listing.total_count == 9000);
+            assert!(pages.len() < 10, "pages without end");
+            pages.push(listing.files.iter().map(Entry::text).sum::<usize>());
+            files.extend(bytes(&listing.files));
+            cursor = listing.next_cursor;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert!(pages.len() == 2 && pages[0] < MAX_TEXT + 5000, "{pages:?}");
+        files.sort();
+        assert_eq!(files, truth(dir.path()), "{order:?}");
+    }
+    let below = super::super::recursion::list_below(&disk, &GuestPath::root(), Some(10_000));
+    let below = below.unwrap();
+    assert!(below.truncated && below.files.len() < 9000);
 }
 
 #[test]
