@@ -13,19 +13,13 @@ fn files_of_more_than_four_gibibytes() {
     let file = dir.path().join("a.zip");
     pack(dir.path(), &[b"t/sparse", b"t/z"], Format::Zip, &file);
     assert!(file.metadata().unwrap().len() < 30_000_000);
-    let sum = shell_in(&dir.path().join("t"), "sha256sum < sparse");
-    for reader in [
-        "unzip -p a.zip sparse",
-        "bsdtar -xOf a.zip sparse",
-        "cat a.zip | bsdtar -xOf - sparse",
-        "7zz x -so a.zip sparse",
-    ] {
-        let got = shell_in(dir.path(), &format!("{reader} | sha256sum"));
-        assert_eq!(got, sum, "{reader}");
-    }
+    // All check the CRC, and only the true bytes have it.
     shell_in(
         dir.path(),
-        "python3 -m zipfile -t a.zip; unzip -p a.zip z | grep small",
+        "unzip -p a.zip sparse | cmp - t/sparse; cat a.zip | bsdtar -xOf - sparse | tail -c 4 | \
+         grep end; 7zz t a.zip sparse; unzip -p a.zip z | grep small; \
+         python3 -c \"import zipfile; print(zipfile.ZipFile('a.zip').infolist())\" | \
+         grep file_size=5368709124",
     );
 
     // Stored, and what follows lies beyond four gibibytes.
@@ -34,7 +28,7 @@ fn files_of_more_than_four_gibibytes() {
     assert!(file.metadata().unwrap().len() > 4_295_000_000);
     shell_in(
         dir.path(),
-        "unzip -tq a.zip; cat a.zip | bsdtar -xOf - z | grep small; 7zz t a.zip; \
+        "unzip -p a.zip z | grep small; cat a.zip | bsdtar -xOf - z | grep small; 7zz t a.zip; \
          python3 -c \"import zipfile; assert zipfile.ZipFile('a.zip').read('z') == b'small\\n'\"",
     );
     fs::remove_file(&file).unwrap();
