@@ -183,7 +183,7 @@ impl Client {
                 "the daemon at {} hung up without an answer; its log says why",
                 self.socket.display()
             ))),
-            Err(e) => Err(Error::Invalid(format!(
+            Err(e) => Err(Error::Daemon(format!(
                 "the daemon at {} gave an answer that this version does not understand: {e}",
                 self.socket.display()
             ))),
@@ -215,7 +215,7 @@ impl Client {
             Answer::Checked { .. } => "a check",
             Answer::Error { .. } => "an error",
         };
-        Error::Invalid(format!(
+        Error::Daemon(format!(
             "the daemon at {} answered with {kind}",
             self.socket.display()
         ))

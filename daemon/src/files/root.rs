@@ -106,11 +106,11 @@ mod tests {
         let mut volume = NtfsVolume::new("mkdir -p vm/backup/disk0; echo x > vm/backup/disk0/f");
         let open = |volume: &NtfsVolume| DiskRoot::open(&volume.path(), "vm", "backup", 0);
         let disk = open(&volume).unwrap();
-        disk.file(b"f").unwrap();
+        disk.open(b"f", OFlag::O_RDONLY).unwrap();
         volume.abandon();
         let error = open(&volume).unwrap_err();
         assert!(matches!(error, FilesError::DaemonGone), "{error}");
-        let error = FilesError::new("/g", disk.file(b"g").unwrap_err());
+        let error = FilesError::new("/g", disk.open(b"g", OFlag::O_RDONLY).unwrap_err());
         assert!(matches!(error, FilesError::DaemonGone), "{error}");
     }
 
