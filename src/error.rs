@@ -1,8 +1,7 @@
 //! The one error type of the library.
 //!
 //! Every error names the object it is about and is a sentence a person can act
-//! on. [`Error::errno`] is the only place where an error becomes a number; an
-//! HTTP status will be mapped here too when there is an HTTP side.
+//! on. [`Error::errno`] is the only place where an error becomes a number.
 
 use std::io;
 use std::path::{Path, PathBuf};
