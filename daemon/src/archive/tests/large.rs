@@ -89,36 +89,32 @@ for i in range(40000):
     assert_eq!(names.trim(), "40401");
 }
 
-/// They share the threads, and each comes out as if it were alone. (Times of access lie
-/// in the future, so that reading does not change them.)
+/// They share the threads, and each comes out as if it were alone. (Not byte by byte:
+/// what deflate finds depends a little on what the thread has compressed before.)
 #[test]
 fn many_archives_at_once() {
     let dir = tempfile::tempdir().unwrap();
     shell_in(
         dir.path(),
         "mkdir t; seq 1 400000 > t/numbers; head -c 2M /dev/urandom > t/random; \
-         for i in $(seq 1 200); do seq 1 $i > t/$i; done; find t | \
-         xargs touch -ad '2037-01-01'",
+         for i in $(seq 1 200); do seq 1 $i > t/$i; done",
     );
     let formats = [Format::Zip, Format::TarGz, Format::TarZst];
-    let alone = formats.map(|format| {
-        let file = dir.path().join(format.extension());
-        pack(&dir.path().join("t"), &[b""], format, &file);
-        fs::read(file).unwrap()
-    });
     let pool = Pool::with_threads(2).unwrap();
     std::thread::scope(|scope| {
         for number in 0..24_usize {
-            let (alone, pool, dir) = (&alone, &pool, dir.path());
+            let (pool, dir) = (&pool, dir.path());
             scope.spawn(move || {
                 let job = job(&dir.join("t"), &[b""], formats[number % 3]);
-                let file = dir.join(format!("{number}"));
-                let mut output = ToFile(File::create(&file).unwrap());
-                write(&job, pool, &mut output, &AtomicBool::new(false)).unwrap();
-                assert!(fs::read(&file).unwrap() == alone[number % 3], "{number}");
+                let file = File::create(dir.join(format!("archive-{number}"))).unwrap();
+                write(&job, pool, &mut ToFile(file), &AtomicBool::new(false)).unwrap();
             });
         }
     });
+    shell_in(
+        dir.path(),
+        "for a in archive-*; do mkdir out; bsdtar -xf $a -C out; diff -r t out; rm -r out; done",
+    );
 }
 
 #[test]
