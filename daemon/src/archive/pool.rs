@@ -19,6 +19,7 @@ use flate2::{Compress, Compression, FlushCompress, Status};
 use parking_lot::{Condvar, Mutex};
 use sendense::Error;
 
+use super::probe::Probe;
 use super::{ArchiveError, Result};
 
 /// How far back a deflate stream refers.
@@ -28,6 +29,9 @@ pub(super) const WINDOW: usize = 32 * 1024;
 const DEFLATE_LEVEL: u32 = 6;
 /// Of Zstandard: what `zstd` takes by itself.
 const ZSTD_LEVEL: i32 = 3;
+
+/// Blocks of at least so many bytes are tried before they are compressed.
+const PROBED: usize = 64 * 1024;
 
 /// How long one block may take, with all that waits before it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -208,6 +212,7 @@ struct Compressor {
     deflate: Compress,
     zstd: Option<zstd::bulk::Compressor<'static>>,
     /// Where output is made, so that what waits takes no more than it needs.
+    probe: Probe,
     scratch: Vec<u8>,
 }
 
@@ -216,6 +221,7 @@ impl Compressor {
         Self {
             deflate: Compress::new(Compression::new(DEFLATE_LEVEL), false),
             zstd: None,
+            probe: Probe::new(),
             scratch: Vec::new(),
         }
     }
@@ -252,6 +258,11 @@ impl Compressor {
         } else {
             FlushCompress::Sync
         };
+        // Time is better spent on what shrinks.
+        if data.len() >= PROBED && !self.probe.shrinks(data) {
+            put_stored(data, last, &mut self.scratch);
+            return Ok(());
+        }
         self.deflate.reset();
         if !before.is_empty() {
             self.deflate
@@ -293,6 +304,19 @@ impl Compressor {
             .reserve(zstd::zstd_safe::compress_bound(data.len()));
         zstd.compress_to_buffer(data, &mut self.scratch)?;
         Ok(())
+    }
+}
+
+/// Data as blocks of deflate that are not compressed (RFC 1951, 3.2.4). They begin and
+/// end on a whole byte, as every block here does.
+fn put_stored(data: &[u8], last: bool, output: &mut Vec<u8>) {
+    let mut pieces = data.chunks(usize::from(u16::MAX)).peekable();
+    while let Some(piece) = pieces.next() {
+        let length = u16::try_from(piece.len()).unwrap_or(u16::MAX);
+        output.push(u8::from(last && pieces.peek().is_none()));
+        output.extend_from_slice(&length.to_le_bytes());
+        output.extend_from_slice(&(!length).to_le_bytes());
+        output.extend_from_slice(piece);
     }
 }
 

@@ -19,6 +19,7 @@ ln etc/hostname etc/zhard1; ln etc/hostname home/user/hard2
 ln -s hostname etc/soft; ln -s /absolute/target etc/soft-absolute
 ln -s "$(printf 'l%.0s' $(seq 1 200))" etc/soft-long
 head -c 3000000 /dev/urandom > var/random
+{ seq 1 60000; head -c 900000 /dev/urandom; seq 1 60000; } > var/mixed; { head -c 600000 /dev/urandom; seq 1 200000; } > var/late
 head -c 700000 /dev/urandom > var/packed.jpg; head -c 1000 /dev/urandom > var/small.jpg
 head -c 20000 /dev/urandom > var/small-random
 seq 1 900000 > var/log/numbers; seq 1 30000 > var/log/few; seq 1 900000 > var/log/block2

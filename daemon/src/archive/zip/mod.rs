@@ -16,7 +16,7 @@ mod record;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::LazyLock;
 
-use flate2::{Compress, Compression, FlushCompress, Status};
+use flate2::{Compress, Compression, FlushCompress};
 use nix::fcntl::readlinkat;
 use nix::sys::stat::{FileStat, SFlag};
 
@@ -24,6 +24,7 @@ use self::directory::Directory;
 use self::record::{Form, Meta, Method, Sizes, needs_zip64};
 use super::account::Account;
 use super::pool::{Block, How, Packed, Pending, Pool, Underway, WINDOW};
+use super::probe::{Probe, STRETCH, is_worthwhile};
 use super::source::{Source, broken};
 use super::walk::{Found, Visitor};
 use super::writer::Writer;
@@ -33,11 +34,6 @@ use super::{Result, Summary, reason};
 const BLOCK: usize = 256 * 1024;
 /// The longest name.
 const MOST_NAME: usize = 0xffff;
-/// What is compressed to more than this share of its size is stored instead.
-const WORTHWHILE: (usize, usize) = (97, 100);
-/// Fast, with codes made for the data. The level below it of zlib-rs has none, and
-/// panics where the room for output ends.
-const PROBE_LEVEL: Compression = Compression::new(2);
 /// Buffers that are kept for the next blocks.
 const SPARE: usize = 8;
 
@@ -53,7 +49,7 @@ pub(super) struct Zip<'a> {
     /// Buffers for blocks.
     spare: Vec<Vec<u8>>,
     /// Tries whether data shrinks.
-    probe: Compress,
+    probe: Probe,
 }
 
 /// What is to be done, in the order of the archive.
@@ -112,7 +108,7 @@ impl<'a> Zip<'a> {
             directory: Directory::new(),
             open: None,
             spare: Vec::new(),
-            probe: Compress::new(PROBE_LEVEL, false),
+            probe: Probe::new(),
         }
     }
 
@@ -227,7 +223,7 @@ impl<'a> Zip<'a> {
 
     fn write_whole(&mut self, meta: &Meta, packed: Packed) -> Result<()> {
         let (data, output) = (packed.data(), packed.output.as_slice());
-        let deflated = !output.is_empty() && worthwhile(output.len(), data.len());
+        let deflated = !output.is_empty() && is_worthwhile(output.len(), data.len());
         let (method, bytes) = if deflated {
             (Method::Deflated, output)
         } else {
@@ -264,22 +260,24 @@ impl<'a> Zip<'a> {
         Ok(())
     }
 
-    /// Whether data shrinks, judged by three stretches of it.
-    fn shrinks(&mut self, data: &[u8]) -> bool {
-        const STRETCH: usize = 16 * 1024;
-        let middle = (data.len() / 2).saturating_sub(STRETCH / 2);
-        let end = data.len().saturating_sub(STRETCH);
-        let mut sample = Vec::with_capacity(STRETCH.saturating_mul(3));
-        for start in [0, middle, end] {
-            let rest = data.get(start..).unwrap_or_default();
-            sample.extend(rest.iter().take(STRETCH));
+    /// Whether any of a long file shrinks, of which the first block is at hand: judged by
+    /// that and by what lies at three more places.
+    fn shrinks(&mut self, first: &[u8], source: &mut Source) -> bool {
+        if self.probe.shrinks(first) {
+            return true;
         }
-        let mut output = Vec::with_capacity(sample.len().saturating_mul(2));
-        self.probe.reset();
-        let result = self
-            .probe
-            .compress_vec(&sample, &mut output, FlushCompress::Finish);
-        matches!(result, Ok(Status::StreamEnd)) && worthwhile(output.len(), sample.len())
+        let mut sample = Vec::new();
+        let place = source.size.saturating_sub(source.left());
+        let places = [source.size / 4, source.size / 2, source.size / 4 * 3];
+        let found = places.into_iter().filter(|at| *at >= place).any(|at| {
+            source.seek(at);
+            sample.clear();
+            // What cannot be read there is told when its turn comes.
+            source.read(STRETCH.saturating_mul(3), &mut sample).is_ok()
+                && self.probe.shrinks(&sample)
+        });
+        source.seek(place);
+        found
     }
 
     fn file(&mut self, found: &Found<'_>) -> Result<()> {
@@ -317,7 +315,7 @@ impl<'a> Zip<'a> {
             };
             return self.whole(meta, buffer, how);
         }
-        let method = if packed_already || !(hole || self.shrinks(&buffer)) {
+        let method = if packed_already || !(hole || self.shrinks(&buffer, &mut source)) {
             Method::Stored
         } else {
             Method::Deflated
@@ -441,10 +439,4 @@ fn meta(name: Vec<u8>, stat: &FileStat) -> Meta {
         modified: stat.st_mtime,
         accessed: stat.st_atime,
     }
-}
-
-/// Whether so much less is worth the decompressing.
-fn worthwhile(packed: usize, size: usize) -> bool {
-    let (part, whole) = WORTHWHILE;
-    packed.saturating_mul(whole) < size.saturating_mul(part)
 }
