@@ -18,9 +18,9 @@ pub const PASSWORD: &str = "correct horse battery staple";
 
 /// A laboratory whose daemon serves HTTP. Its group is `daemon`, which every host has.
 pub struct Api {
-    pub lab: Lab,
     /// Taken out to end it in another way than by a drop.
     pub daemon: Option<Daemon>,
+    pub lab: Lab,
     pub port: u16,
     scheme: &'static str,
     /// The arguments that every call of curl has.
