@@ -24,18 +24,22 @@ mod tls;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Child;
+use std::time::Duration;
 
 use serde_json::Value;
-use support::http::disk_of;
+use support::http::{Session, disk_of};
 use support::images::{full, incremental};
-use support::{Lab, shell};
+use support::{Lab, shell, wait_for};
 
 /// A VM of one small disk and one full backup.
 pub fn small(lab: &Lab, vm: &str) -> PathBuf {
     let disk = disk_of(lab, vm, "8M", |root| {
         fs::create_dir_all(root.join("etc")).unwrap();
         fs::write(root.join("etc/hostname"), format!("{vm}\n")).unwrap();
-        fs::write(root.join("large"), vec![b'x'; 3 << 20]).unwrap();
+        // More than the kernel takes off our hands, and no byte of it in the image.
+        let large = fs::File::create(root.join("large")).unwrap();
+        large.set_len(64 << 20).unwrap();
     });
     full(lab, &disk.path, vm, 0, "20251008-192431")
 }
@@ -76,6 +80,36 @@ pub fn pgtest1(lab: &Lab) -> Vec<PathBuf> {
     let third = later(&ntfs, 0, &first);
     let fourth = later(&data.path, 1, &second);
     vec![first, second, third, fourth]
+}
+
+/// A client that takes 200 KB a second of the `large` file of a mount, until it is killed.
+pub struct Slow(Child);
+
+impl Slow {
+    pub fn download(who: &Session<'_>, mount: &str) -> Self {
+        let path = format!("/api/v1/restore/{mount}/download?path=/large");
+        let request = who.request("GET", &path);
+        let request = request.with(["--limit-rate", "200K", "-o", "/dev/null"]);
+        let slow = Self(request.command().spawn().unwrap());
+        wait_for("the download", Duration::from_secs(10), || {
+            let running = who.get("/api/v1/restore/downloads").ok();
+            let all = running["downloads"].as_array().unwrap();
+            all.iter().any(|download| download["mount_id"] == mount)
+        });
+        slow
+    }
+
+    /// Whether it has ended, and if so, well.
+    pub fn ended(&mut self) -> Option<bool> {
+        self.0.try_wait().unwrap().map(|status| status.success())
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// That all of the contract's `example` is in what was answered; there may be more.

@@ -66,7 +66,7 @@ pub(crate) struct App {
     pub(crate) key: TokenKey,
     pub(crate) hasher: Hasher,
     pub(crate) attempts: Attempts,
-    pub(crate) recorder: Recorder,
+    pub(crate) recorder: Arc<Recorder>,
     pub(crate) uses: Arc<Uses>,
     pub(crate) downloads: Arc<Downloads>,
     pub(crate) pool: archive::Pool,
@@ -83,6 +83,20 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Answer<T> + Send + 'static,
 ) -> Answer<T> {
     match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Failure::internal(e)),
+    }
+}
+
+/// Runs what must come to its end, with its record, also where the client goes away in
+/// the middle and nobody waits for the answer any more.
+///
+/// # Errors
+/// Those of the work.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Answer<T>> + Send + 'static,
+) -> Answer<T> {
+    match tokio::spawn(work).await {
         Ok(result) => result,
         Err(e) => Err(Failure::internal(e)),
     }
@@ -132,7 +146,10 @@ fn serve(config: &Config) -> Result<()> {
         key,
         hasher: Hasher::new(HASHES, HASH_PATIENCE),
         attempts: Attempts::new(),
-        recorder: Recorder::start(Arc::clone(&catalog), config.audit_retention)?,
+        recorder: Arc::new(Recorder::start(
+            Arc::clone(&catalog),
+            config.audit_retention,
+        )?),
         uses: Arc::new(Uses::default()),
         downloads: Downloads::new(config.max_downloads),
         pool: archive::Pool::new().map_err(|e| Error::io("threads for archives", e))?,
