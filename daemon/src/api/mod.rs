@@ -5,7 +5,7 @@
 //! Everything that needs a right is opened first, then the rights are given up
 //! ([`confine`]), and only then does it listen to anybody.
 //!
-//! - [`transport`]: connections; [`confine`]: what the process may;
+//! - [`transport`] and [`places`]: connections; [`confine`]: what the process may;
 //! - [`caller`]: who asks; [`request`] and [`answer`]: what goes in and out;
 //! - [`routes`]: one file a subject; [`document`]: what describes them;
 //! - [`uses`] and [`downloads`]: what keeps a mount alive; [`record`]: the audit.
@@ -15,6 +15,7 @@ mod caller;
 mod confine;
 mod document;
 mod downloads;
+mod places;
 mod record;
 mod request;
 mod routes;
@@ -72,6 +73,7 @@ pub(crate) struct App {
     pub(crate) pool: archive::Pool,
     pub(crate) started: Instant,
     pub(crate) requests: routes::metrics::Requests,
+    pub(crate) looks: routes::health::Looks,
     pub(crate) process: process::Watched,
 }
 
@@ -155,6 +157,7 @@ fn serve(config: &Config) -> Result<()> {
         pool: archive::Pool::new().map_err(|e| Error::io("threads for archives", e))?,
         started: Instant::now(),
         requests: routes::metrics::Requests::default(),
+        looks: routes::health::Looks::default(),
         process: watched,
         catalog,
         config: config.clone(),

@@ -6,7 +6,6 @@ use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use jiff::{Timestamp, ToSpan};
 use sendense::catalog::{Action, Mount, Outcome, Role};
 use serde::{Deserialize, Serialize};
@@ -153,19 +152,19 @@ async fn make(app: Arc<App>, caller: Caller, wanted: MountRequest) -> Answer<Jso
     record.backup_id = Some(wanted.backup_id.clone());
     record.disk_index = Some(wanted.disk_index);
     let asked = Arc::clone(&app);
-    let mounted = blocking(move || {
-        let unknown = || Failure::not_found(format!("backup not found: {}", wanted.backup_id));
-        let backup = asked
-            .catalog
-            .backup(&wanted.backup_id)?
-            .ok_or_else(unknown)?;
+    let (vm_name, mounted) = blocking(move || {
+        let Some(backup) = asked.catalog.backup(&wanted.backup_id)? else {
+            let unknown = format!("backup not found: {}", wanted.backup_id);
+            return Ok((None, Err(Failure::not_found(unknown))));
+        };
         caller.must_see(&backup.vm_name)?;
-        Ok(asked.daemon.mount(&wanted.backup_id, wanted.disk_index)?)
+        let mounted = asked.daemon.mount(&wanted.backup_id, wanted.disk_index);
+        Ok((Some(backup.vm_name), mounted.map_err(Failure::from)))
     })
-    .await;
+    .await?;
+    record.vm_name = vm_name;
     match mounted {
         Ok(mount) => {
-            record.vm_name = Some(mount.vm_name.clone());
             record.mount_id = Some(mount.id.clone());
             if let Err(failure) = app.recorder.write(record).await {
                 // Nobody would know of it.
@@ -175,12 +174,9 @@ async fn make(app: Arc<App>, caller: Caller, wanted: MountRequest) -> Answer<Jso
             Ok(Json(MountAnswer::new(mount, &app)))
         }
         Err(failure) => {
-            // What is not granted has its record already.
-            if failure.status != StatusCode::FORBIDDEN {
-                record.outcome = Outcome::Refused;
-                record.detail = Some(failure.message().to_owned());
-                app.recorder.note(record);
-            }
+            record.outcome = Outcome::Refused;
+            record.detail = Some(failure.message().to_owned());
+            app.recorder.note(record);
             Err(failure)
         }
     }
