@@ -355,6 +355,8 @@ fn metrics_are_prometheus_text_and_name_nobody() {
     admin
         .get(&format!("/api/v1/restore/{mount}/files?path=/etc"))
         .ok();
+    // What they say may be a moment old.
+    std::thread::sleep(Duration::from_millis(300));
     let answer = api.get("/metrics").send();
     assert_eq!(answer.status, 200);
     assert_eq!(
