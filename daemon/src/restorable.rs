@@ -124,10 +124,6 @@ impl Restorable {
             what: "the repository".into(),
             after: LIMIT,
         };
-        let attached = u64::try_from(row).ok().and_then(|id| self.slots.peek(id));
-        if attached.is_some() {
-            return Ok(());
-        }
         let place = self.place(deadline).ok_or_else(late)?;
         let (sender, receiver) = mpsc::sync_channel(1);
         let this = Arc::clone(self);
@@ -175,6 +171,11 @@ impl Restorable {
                 &record.path,
                 "the disk is not of the size that the catalog says; run `sendense catalog scan`",
             ));
+        }
+        // It has opened. That its images are still there had to be looked at all the
+        // same: an image that was removed stays open.
+        if u64::try_from(row).is_ok_and(|id| self.slots.peek(id).is_some()) {
+            return Ok(());
         }
         let prints = chain.fingerprints();
         let Some(&print) = prints.first() else {

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
-use sendense::catalog::{Action, AuditRecord, Mount, Role, Session};
+use sendense::catalog::{Action, AuditRecord, Mount, Outcome, Role, Session};
 
 use super::answer::{Answer, Failure};
+use super::record::Recorder;
 use super::{App, blocking};
 use crate::auth::token::{Claims, Refusal, TokenKey};
 
@@ -30,6 +31,9 @@ pub(crate) struct Caller {
     pub(crate) session: Session,
     pub(crate) claims: Claims,
     pub(crate) address: IpAddr,
+    /// The request's method and path: what they are refused, if they are.
+    asked: String,
+    recorder: Arc<Recorder>,
 }
 
 impl Caller {
@@ -43,15 +47,26 @@ impl Caller {
     }
 
     /// # Errors
-    /// 403.
+    /// 403, which is recorded.
     pub(crate) fn must_see(&self, vm_name: &str) -> Answer<()> {
         if self.sees(vm_name) {
             return Ok(());
         }
-        Err(Failure::forbidden(format!(
+        let why = format!(
             "the VM {vm_name} is not granted to {}; an administrator can grant it",
             self.name()
-        )))
+        );
+        Err(self.denied(why, Some(vm_name)))
+    }
+
+    fn denied(&self, why: String, vm_name: Option<&str>) -> Failure {
+        self.recorder.note(AuditRecord {
+            vm_name: vm_name.map(str::to_owned),
+            outcome: Outcome::Refused,
+            detail: Some(format!("{}: {why}", self.asked)),
+            ..self.record(Action::Denied)
+        });
+        Failure::forbidden(why)
     }
 
     /// The record of something that the caller does now.
@@ -71,17 +86,13 @@ impl Caller {
     }
 
     /// # Errors
-    /// 403.
+    /// 403, which is recorded.
     pub(crate) fn must_be(&self, role: Role) -> Answer<()> {
         if self.session.role >= role {
             return Ok(());
         }
-        Err(Failure::forbidden(format!(
-            "{} is {}, and this needs {}",
-            self.name(),
-            self.session.role,
-            role
-        )))
+        let (name, own) = (self.name(), self.session.role);
+        Err(self.denied(format!("{name} is {own}, and this needs {role}"), None))
     }
 }
 
@@ -103,6 +114,7 @@ impl FromRequestParts<Arc<App>> for Caller {
         if given.by_cookie {
             prove_origin(parts, &app.key, &claims)?;
         }
+        let recorder = Arc::clone(&app.recorder);
         let (app, asked) = (Arc::clone(app), claims.clone());
         let session = blocking(move || {
             let (user, generation) = (asked.user_id(), asked.generation);
@@ -114,6 +126,8 @@ impl FromRequestParts<Arc<App>> for Caller {
             session,
             claims,
             address,
+            asked: format!("{} {}", parts.method, parts.uri.path()),
+            recorder,
         })
     }
 }

@@ -5,7 +5,7 @@
 //! Everything that needs a right is opened first, then the rights are given up
 //! ([`confine`]), and only then does it listen to anybody.
 //!
-//! - [`transport`]: connections; [`confine`]: what the process may;
+//! - [`transport`] and [`places`]: connections; [`confine`]: what the process may;
 //! - [`caller`]: who asks; [`request`] and [`answer`]: what goes in and out;
 //! - [`routes`]: one file a subject; [`document`]: what describes them;
 //! - [`uses`] and [`downloads`]: what keeps a mount alive; [`record`]: the audit.
@@ -15,6 +15,7 @@ mod caller;
 mod confine;
 mod document;
 mod downloads;
+mod places;
 mod record;
 mod request;
 mod routes;
@@ -66,12 +67,13 @@ pub(crate) struct App {
     pub(crate) key: TokenKey,
     pub(crate) hasher: Hasher,
     pub(crate) attempts: Attempts,
-    pub(crate) recorder: Recorder,
+    pub(crate) recorder: Arc<Recorder>,
     pub(crate) uses: Arc<Uses>,
     pub(crate) downloads: Arc<Downloads>,
     pub(crate) pool: archive::Pool,
     pub(crate) started: Instant,
     pub(crate) requests: routes::metrics::Requests,
+    pub(crate) looks: routes::health::Looks,
     pub(crate) process: process::Watched,
 }
 
@@ -83,6 +85,20 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Answer<T> + Send + 'static,
 ) -> Answer<T> {
     match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Failure::internal(e)),
+    }
+}
+
+/// Runs what must come to its end, with its record, also where the client goes away in
+/// the middle and nobody waits for the answer any more.
+///
+/// # Errors
+/// Those of the work.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Answer<T>> + Send + 'static,
+) -> Answer<T> {
+    match tokio::spawn(work).await {
         Ok(result) => result,
         Err(e) => Err(Failure::internal(e)),
     }
@@ -132,12 +148,16 @@ fn serve(config: &Config) -> Result<()> {
         key,
         hasher: Hasher::new(HASHES, HASH_PATIENCE),
         attempts: Attempts::new(),
-        recorder: Recorder::start(Arc::clone(&catalog), config.audit_retention)?,
+        recorder: Arc::new(Recorder::start(
+            Arc::clone(&catalog),
+            config.audit_retention,
+        )?),
         uses: Arc::new(Uses::default()),
         downloads: Downloads::new(config.max_downloads),
         pool: archive::Pool::new().map_err(|e| Error::io("threads for archives", e))?,
         started: Instant::now(),
         requests: routes::metrics::Requests::default(),
+        looks: routes::health::Looks::default(),
         process: watched,
         catalog,
         config: config.clone(),

@@ -29,12 +29,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often old records are removed.
 const PRUNE: Duration = Duration::from_secs(3600);
 
+#[derive(Debug)]
 struct Entry {
     record: AuditRecord,
     written: Option<oneshot::Sender<()>>,
 }
 
 /// Takes records.
+#[derive(Debug)]
 pub(crate) struct Recorder {
     queue: Mutex<Option<SyncSender<Entry>>>,
     thread: Mutex<Option<JoinHandle<()>>>,

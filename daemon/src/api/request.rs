@@ -15,6 +15,7 @@ use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 
 use super::answer::{Answer, Failure};
+use super::places::Place;
 
 /// The longest body, in bytes.
 const BODY_LIMIT: usize = 64 << 10;
@@ -39,6 +40,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
                 "the body must be JSON; say `Content-Type: application/json`",
             ));
         }
+        let place = request.extensions().get::<Place>();
+        let listening = place.map(Place::listening);
         let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
         let bytes = match tokio::time::timeout(BODY_TIME, body).await {
             Ok(Ok(body)) => body.to_bytes(),
@@ -55,6 +58,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
                 ));
             }
         };
+        drop(listening);
         serde_json::from_slice(&bytes)
             .map(Body)
             .map_err(|e| Failure::bad_request(format!("the body is not as expected: {e}")))

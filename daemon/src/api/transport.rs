@@ -1,11 +1,12 @@
 //! Connections: accepted, limited, encrypted where there is a certificate, and
 //! dropped when the client stalls.
 //!
-//! The idea: each connection is one task with one place among [`CONNECTIONS`]; it has
-//! a time limit for the handshake, one for the head of each request, and one for
-//! every write that does not go on. What has no answer by the end is given
-//! [`LAST_ANSWERS`].
+//! The idea: each connection is one task with one place among [`CONNECTIONS`]
+//! ([`super::places`]); it has a time limit for the handshake, one for the head of each
+//! request, and one for every write that does not go on. What has no answer by the end is
+//! given [`LAST_ANSWERS`].
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -21,7 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use sendense::{Error, Result};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -30,19 +31,22 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tower::ServiceExt;
 
 use super::downloads::Hangup;
+use super::places::{Place, Places};
 
-/// Connections at once; more wait to be accepted.
+/// Connections at once; one more closes the one that waits longest for its client.
 const CONNECTIONS: usize = 512;
 /// How long a client may take for the handshake of TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long it may take for the head of a request, the pause before it included.
 const HEAD: Duration = Duration::from_secs(30);
-/// The longest head of a request, in bytes.
+/// The longest head of a request, in bytes; hyper may read as much again before it says so.
 const HEAD_BYTES: usize = 64 << 10;
 /// The most header fields.
 const HEADERS: usize = 100;
 /// How long answers under way may take at the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// How long a connection that makes room may take to send what it has.
+const LAST_BYTES: Duration = Duration::from_secs(1);
 
 /// Reads the certificate and its key.
 ///
@@ -76,14 +80,9 @@ pub(super) struct Transport {
 impl Transport {
     /// Serves until `end` becomes true.
     pub(super) async fn serve(self, router: Router, mut end: watch::Receiver<bool>) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let places = Places::new(CONNECTIONS);
         let acceptor = self.tls.map(TlsAcceptor::from);
         loop {
-            // The end of the semaphore is that of the process.
-            let place = tokio::select! {
-                place = Arc::clone(&places).acquire_owned() => place,
-                _ = end.wait_for(|end| *end) => break,
-            };
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 _ = end.wait_for(|end| *end) => break,
@@ -97,17 +96,27 @@ impl Transport {
                     continue;
                 }
             };
+            let place = tokio::select! {
+                place = places.take() => place,
+                _ = end.wait_for(|end| *end) => break,
+            };
             // Answers are written whole: nothing is gained by waiting for more.
             let _ = stream.set_nodelay(true);
             let (router, acceptor, end) = (router.clone(), acceptor.clone(), end.clone());
             let stall = self.stall;
             tokio::spawn(async move {
                 let served = match acceptor {
-                    None => converse(stream, address, router, stall, end).await,
+                    None => converse(stream, address, router, stall, place, end).await,
                     Some(acceptor) => {
                         let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
-                        match handshake.await {
-                            Ok(Ok(stream)) => converse(stream, address, router, stall, end).await,
+                        let shaken = tokio::select! {
+                            shaken = handshake => shaken,
+                            () = place.must_go() => return,
+                        };
+                        match shaken {
+                            Ok(Ok(stream)) => {
+                                converse(stream, address, router, stall, place, end).await
+                            }
                             Ok(Err(e)) => Err(e.into()),
                             Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
                         }
@@ -116,12 +125,10 @@ impl Transport {
                 if let Err(e) = served {
                     tracing::debug!(%address, "connection: {e}");
                 }
-                drop(place);
             });
         }
         drop(self.listener);
-        let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
-        let _ = tokio::time::timeout(LAST_ANSWERS, places.acquire_many(all)).await;
+        let _ = tokio::time::timeout(LAST_ANSWERS, places.all(CONNECTIONS)).await;
     }
 }
 
@@ -132,6 +139,7 @@ async fn converse<S>(
     address: SocketAddr,
     router: Router,
     stall: Duration,
+    place: Place,
     mut end: watch::Receiver<bool>,
 ) -> Served
 where
@@ -143,11 +151,18 @@ where
     stream.set_write_timeout(Some(stall));
     let hangup = Hangup::default();
     let given = hangup.clone();
+    let seat = place.clone();
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(ConnectInfo(address));
         request.extensions_mut().insert(given.clone());
-        router.clone().oneshot(request)
+        request.extensions_mut().insert(seat.clone());
+        let answering = seat.answering();
+        let answer = router.clone().oneshot(request);
+        async move {
+            let answer = answer.await?;
+            Ok::<_, Infallible>(answer.map(|body| answering.during(body)))
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -156,11 +171,19 @@ where
         .max_headers(HEADERS)
         .serve_connection(TokioIo::new(Box::pin(stream)), service);
     let mut connection = pin!(connection);
-    tokio::select! {
+    let makes_room = tokio::select! {
         served = connection.as_mut() => return Ok(served?),
         () = hangup.0.notified() => return Err("hung up on".into()),
-        _ = end.wait_for(|end| *end) => {}
+        () = place.must_go() => true,
+        _ = end.wait_for(|end| *end) => false,
+    };
+    if makes_room && !place.has_answered() {
+        return Ok(());
     }
     connection.as_mut().graceful_shutdown();
+    if makes_room {
+        let ended = tokio::time::timeout(LAST_BYTES, connection).await;
+        return Ok(ended.unwrap_or(Ok(()))?);
+    }
     Ok(connection.await?)
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use sendense::catalog::MountEnd;
+use sendense::catalog::{Action, AuditRecord, MountEnd};
 use sendense::tree::{Attachments, read};
 use sendense::{Error, Result, sys};
 
@@ -28,6 +28,9 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// The two clocks drift by less than this in a second, unless one was set.
 const DRIFT: Duration = Duration::from_secs(5);
+
+/// The user of audit records of what happens by itself.
+const RECORDED_AS: &str = "local:daemon";
 
 /// Looks after the leases until it is dropped.
 pub(crate) struct Keeper {
@@ -148,9 +151,28 @@ impl Leases {
                 Ok(_) => {
                     self.forget(&id);
                     tracing::info!(mount = id, "expired");
+                    self.record_expiry(&id);
                 }
                 Err(error) => tracing::warn!(mount = id, %error, "cannot be ended yet"),
             }
+        }
+    }
+
+    /// The audit record that a mount ended for want of use. Nothing depends on it: where
+    /// it cannot be written, the log has to do.
+    fn record_expiry(&self, id: &str) {
+        let recorded = self.catalog.mount(id).and_then(|mount| {
+            let Some(mount) = mount else { return Ok(()) };
+            self.catalog.record_audit(&[AuditRecord {
+                vm_name: Some(mount.vm_name),
+                backup_id: Some(mount.backup_id),
+                disk_index: Some(mount.disk_index),
+                mount_id: Some(mount.id),
+                ..AuditRecord::now(Action::Expire, RECORDED_AS, "")
+            }])
+        });
+        if let Err(error) = recorded {
+            tracing::warn!(mount = id, %error, "its end is not in the audit record");
         }
     }
 

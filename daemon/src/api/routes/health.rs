@@ -1,7 +1,8 @@
 //! Whether all that a restore needs is there.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -9,8 +10,8 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::api::answer::Failure;
-use crate::api::{App, blocking};
+use crate::api::answer::{Answer, Failure};
+use crate::api::{App, blocking, to_the_end};
 use crate::control::Status;
 use crate::files::root::DiskRoot;
 use crate::watch;
@@ -18,6 +19,8 @@ use crate::watch;
 /// How long each part may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// For so long a look is good for all who ask.
+const FRESH: Duration = Duration::from_millis(250);
 /// Below this the host is said to be short of memory, in bytes.
 const LITTLE_MEMORY: u64 = 128 << 20;
 /// Below this the state directory is said to be nearly full, in bytes.
@@ -62,14 +65,102 @@ pub(crate) struct Resources {
     downloads_max: usize,
 }
 
-/// What a check says within its time.
-async fn check<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, String> {
-    match tokio::time::timeout(PATIENCE, blocking(work)).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(failure)) => Err(failure.message().to_owned()),
-        Err(_) => Err(format!("no answer within {} seconds", PATIENCE.as_secs())),
+/// What was found at the last look. Everybody may ask, so that there is one look at a
+/// time, whoever asks and however often; a part that hangs is not asked again before it
+/// has answered.
+#[derive(Debug, Default)]
+pub(crate) struct Looks {
+    last: tokio::sync::Mutex<Option<(Instant, Look)>>,
+    daemon: Part,
+    tree: Part,
+    catalog: Part,
+}
+
+/// How each part answered.
+#[derive(Debug, Clone)]
+pub(crate) struct Look {
+    pub(crate) daemon: Result<Arc<Status>, String>,
+    tree: Result<(), String>,
+    catalog: Result<(), String>,
+}
+
+/// Whether a part is being asked.
+#[derive(Debug, Default)]
+struct Part(Arc<AtomicBool>);
+
+/// It is being asked, until this is dropped.
+struct Asked(Arc<AtomicBool>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl Part {
+    /// What it says within its time.
+    async fn ask<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, String> {
+        let late = || format!("no answer within {} seconds", PATIENCE.as_secs());
+        if self.0.swap(true, Ordering::AcqRel) {
+            return Err(late());
+        }
+        let asked = Asked(Arc::clone(&self.0));
+        let answer = blocking(move || {
+            let _asked = asked;
+            work()
+        });
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(failure)) => Err(failure.message().to_owned()),
+            Err(_) => Err(late()),
+        }
+    }
+}
+
+impl Look {
+    /// How all parts are: now, or a moment ago.
+    ///
+    /// # Errors
+    /// 500.
+    pub(crate) async fn now(app: &Arc<App>) -> Answer<Self> {
+        let app = Arc::clone(app);
+        // A client that goes away leaves no look half done.
+        to_the_end(async move {
+            let mut last = app.looks.last.lock().await;
+            if let Some((when, look)) = last.as_ref()
+                && when.elapsed() < FRESH
+            {
+                return Ok(look.clone());
+            }
+            let look = Self::take(&app).await;
+            *last = Some((Instant::now(), look.clone()));
+            Ok(look)
+        })
+        .await
+    }
+
+    async fn take(app: &Arc<App>) -> Self {
+        let (one, two, three) = (Arc::clone(app), Arc::clone(app), Arc::clone(app));
+        let looks = &app.looks;
+        let daemon = looks
+            .daemon
+            .ask(move || Ok(Arc::new(one.daemon.status_within(PATIENCE)?)));
+        let tree = looks
+            .tree
+            .ask(move || Ok(DiskRoot::tree(&two.config.mountpoint).map(drop)?));
+        let catalog = looks
+            .catalog
+            .ask(move || Ok(three.catalog.mounts_so_far().map(drop)?));
+        let (daemon, tree, catalog) = tokio::join!(daemon, tree, catalog);
+        Self {
+            // The daemon's own words name its socket.
+            daemon: daemon.map_err(|_| "the daemon does not answer".to_owned()),
+            tree,
+            catalog,
+        }
     }
 }
 
@@ -86,14 +177,12 @@ fn word<T>(result: &Result<T, String>) -> String {
     responses(
         (status = 200, body = Health, description = "Healthy, or degraded"),
         (status = 503, body = Health, description = "Broken: checks say what")))]
-pub(crate) async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Health>) {
-    let (one, two, three) = (Arc::clone(&app), Arc::clone(&app), Arc::clone(&app));
-    let daemon = check(move || Ok(one.daemon.status_within(PATIENCE)?));
-    let tree = check(move || Ok(DiskRoot::tree(&two.config.mountpoint)?));
-    let catalog = check(move || Ok(three.catalog.mounts_so_far()?));
-    let (daemon, tree, catalog) = tokio::join!(daemon, tree, catalog);
-    // The daemon's own words name its socket.
-    let daemon = daemon.map_err(|_| "the daemon does not answer".to_owned());
+pub(crate) async fn health(State(app): State<Arc<App>>) -> Answer<(StatusCode, Json<Health>)> {
+    let Look {
+        daemon,
+        tree,
+        catalog,
+    } = Look::now(&app).await?;
     let healthy = daemon.is_ok() && tree.is_ok() && catalog.is_ok();
     let checks = Checks {
         daemon: word(&daemon),
@@ -146,7 +235,7 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Hea
         problems,
         resources,
     };
-    (code, Json(health))
+    Ok((code, Json(health)))
 }
 
 /// What is nearly used up.

@@ -12,11 +12,9 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
+use super::health::Look;
+use crate::api::App;
 use crate::api::answer::{Answer, Failure};
-use crate::api::{App, blocking};
-
-/// How long the daemon may take to say how it is.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Requests answered, by the class of their status: 1xx … 5xx.
 #[derive(Debug, Default)]
@@ -70,8 +68,7 @@ pub(crate) async fn page(State(app): State<Arc<App>>) -> Answer<Response> {
     if !app.config.metrics {
         return Err(Failure::not_found("metrics are turned off (`metrics`)"));
     }
-    let asked = Arc::clone(&app);
-    let status = blocking(move || Ok(asked.daemon.status_within(PATIENCE).ok())).await?;
+    let status = Look::now(&app).await?.daemon.ok();
     let mut page = Page::default();
     own(&mut page, &app);
     page.gauge(

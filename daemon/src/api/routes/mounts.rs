@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use crate::api::answer::{Answer, Failure, LookUpRefusals, ReadRefusals, Refusals};
 use crate::api::caller::Caller;
 use crate::api::request::{Body, Segment};
-use crate::api::{App, blocking};
+use crate::api::{App, blocking, to_the_end};
 
 /// What is to be mounted.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -143,25 +143,34 @@ pub(crate) async fn mount(
     Body(wanted): Body<MountRequest>,
 ) -> Answer<Json<MountAnswer>> {
     caller.must_be(Role::Operator)?;
+    to_the_end(make(app, caller, wanted)).await
+}
+
+/// Makes a mount and its record: both, or neither.
+async fn make(app: Arc<App>, caller: Caller, wanted: MountRequest) -> Answer<Json<MountAnswer>> {
     let mut record = caller.record(Action::Mount);
     record.backup_id = Some(wanted.backup_id.clone());
     record.disk_index = Some(wanted.disk_index);
-    let (asked, who) = (Arc::clone(&app), caller.clone());
-    let mounted = blocking(move || {
-        let unknown = || Failure::not_found(format!("backup not found: {}", wanted.backup_id));
-        let backup = asked
-            .catalog
-            .backup(&wanted.backup_id)?
-            .ok_or_else(unknown)?;
-        who.must_see(&backup.vm_name)?;
-        Ok(asked.daemon.mount(&wanted.backup_id, wanted.disk_index)?)
+    let asked = Arc::clone(&app);
+    let (vm_name, mounted) = blocking(move || {
+        let Some(backup) = asked.catalog.backup(&wanted.backup_id)? else {
+            let unknown = format!("backup not found: {}", wanted.backup_id);
+            return Ok((None, Err(Failure::not_found(unknown))));
+        };
+        caller.must_see(&backup.vm_name)?;
+        let mounted = asked.daemon.mount(&wanted.backup_id, wanted.disk_index);
+        Ok((Some(backup.vm_name), mounted.map_err(Failure::from)))
     })
-    .await;
+    .await?;
+    record.vm_name = vm_name;
     match mounted {
         Ok(mount) => {
-            record.vm_name = Some(mount.vm_name.clone());
             record.mount_id = Some(mount.id.clone());
-            app.recorder.write(record).await?;
+            if let Err(failure) = app.recorder.write(record).await {
+                // Nobody would know of it.
+                blocking(move || Ok(app.daemon.unmount(&mount.id)?)).await?;
+                return Err(failure);
+            }
             Ok(Json(MountAnswer::new(mount, &app)))
         }
         Err(failure) => {
@@ -240,18 +249,21 @@ pub(crate) async fn unmount(
     Segment(id): Segment,
 ) -> Answer<Json<Unmounted>> {
     caller.must_be(Role::Operator)?;
-    let (asked, who) = (Arc::clone(&app), caller.clone());
-    let mount = blocking(move || {
-        let mount = find(&asked, &who, &id)?;
-        asked.downloads.cancel_mount(&mount.id);
-        asked.daemon.unmount(&mount.id)?;
-        Ok(mount)
+    to_the_end(async move {
+        let (asked, who) = (Arc::clone(&app), caller.clone());
+        let mount = blocking(move || {
+            let mount = find(&asked, &who, &id)?;
+            asked.downloads.cancel_mount(&mount.id);
+            asked.daemon.unmount(&mount.id)?;
+            Ok(mount)
+        })
+        .await?;
+        let record = caller.record_on(Action::Unmount, &mount);
+        app.recorder.write(record).await?;
+        Ok(Json(Unmounted {
+            message: "backup unmounted successfully".into(),
+            mount_id: mount.id,
+        }))
     })
-    .await?;
-    let record = caller.record_on(Action::Unmount, &mount);
-    app.recorder.write(record).await?;
-    Ok(Json(Unmounted {
-        message: "backup unmounted successfully".into(),
-        mount_id: mount.id,
-    }))
+    .await
 }
