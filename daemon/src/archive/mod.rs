@@ -43,24 +43,20 @@ use self::writer::Writer;
 use crate::files::beneath::Beneath;
 
 /// Kinds of archives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, utoipa::ToSchema)]
 pub(crate) enum Format {
     /// ZIP with ZIP64 where it is needed.
+    #[schema(rename = "zip")]
     Zip,
     /// tar (pax) in gzip.
+    #[schema(rename = "tar.gz")]
     TarGz,
     /// tar (pax) in Zstandard.
+    #[schema(rename = "tar.zst")]
     TarZst,
 }
 
 impl Format {
-    /// From the name that clients use, which is also the extension.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        [Self::Zip, Self::TarGz, Self::TarZst]
-            .into_iter()
-            .find(|format| format.extension() == name)
-    }
-
     /// What a file of this kind is called at its end, without the dot.
     pub(crate) fn extension(self) -> &'static str {
         match self {

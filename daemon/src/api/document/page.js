@@ -43,8 +43,10 @@ const content = (part, all) =>
 const operation = (path, method, about, all) => {
   const verb = make("span", method.toUpperCase());
   verb.className = "method";
-  const parts = [make("summary", "", verb, make("code", path))];
-  for (const text of [about.summary, about.description]) if (text) parts.push(make("p", text));
+  const brief = make("span", about.summary);
+  brief.className = "brief";
+  const parts = [make("summary", "", verb, make("code", path), brief)];
+  if (about.description) parts.push(make("p", about.description));
   const parameters = about.parameters || [];
   if (parameters.length) {
     const rows = parameters.map((p) => [p.name, p.in, p.required ? "required" : "", p.description || ""]);

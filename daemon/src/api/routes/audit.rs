@@ -33,14 +33,14 @@ pub(crate) struct Audit {
 #[utoipa::path(get, path = "/api/v1/audit", tag = "Administration",
     params(
         ("user" = Option<String>, Query, description = "Only this user"),
-        ("action" = Option<String>, Query, description = "Only this action: login, login_failed, logout, mount, unmount, list, info, download, archive, cancel, denied, …"),
+        ("action" = inline(Option<Action>), Query, description = "Only this action"),
         ("vm_name" = Option<String>, Query, description = "Only this VM"),
         ("backup_id" = Option<String>, Query, description = "Only this backup"),
         ("mount_id" = Option<String>, Query, description = "Only this mount"),
-        ("since" = Option<String>, Query, description = "From this time on (RFC 3339)"),
-        ("until" = Option<String>, Query, description = "Before this time (RFC 3339)"),
+        ("since" = Option<String>, Query, format = DateTime, description = "From this time on (RFC 3339)"),
+        ("until" = Option<String>, Query, format = DateTime, description = "Before this time (RFC 3339)"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "At most so many; 100 if nobody says"),
-        ("cursor" = Option<String>, Query, description = "From next_cursor of an answer"),
+        ("cursor" = Option<u64>, Query, minimum = 1, description = "From next_cursor of an answer"),
     ),
     responses((status = 200, body = Audit), Refusals))]
 pub(crate) async fn list(

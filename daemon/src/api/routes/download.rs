@@ -117,17 +117,24 @@ fn first_record(caller: &Caller, mount: &Mount, what: &What) -> AuditRecord {
 #[utoipa::path(get, path = "/api/v1/restore/{mount_id}/download", tag = "Downloads",
     params(
         ("mount_id" = String, Path, description = "The mount"),
-        ("path" = String, Query, description = "The file"),
+        ("path" = String, Query, min_length = 1, description = "The file"),
         ("Range" = Option<String>, Header, description = "One range of bytes"),
         ("If-Range" = Option<String>, Header, description = "The range only if the file is still this one (ETag or time)"),
         ("If-None-Match" = Option<String>, Header, description = "304 if the file is still this one"),
     ),
     responses(
-        (status = 200, content_type = "application/octet-stream", description = "The file; Content-Type by its name"),
-        (status = 206, content_type = "application/octet-stream", description = "The range"),
+        (status = 200, description = "The file; Content-Type by its name", content((Vec<u8> = "*/*")), headers(
+            ("Content-Disposition" = String, description = "The file's name (RFC 6266)"),
+            ("ETag" = String, description = "Names the file as it is, for If-Range and If-None-Match"),
+            ("Last-Modified" = String, description = "Not there where HTTP has no such date"),
+            ("Accept-Ranges" = String, description = "bytes"))),
+        (status = 206, description = "The range", content((Vec<u8> = "*/*")), headers(
+            ("Content-Range" = String, description = "Which bytes of how many"),
+            ("ETag" = String, description = "As with 200"))),
         (status = 304, description = "The client has it already"),
         (status = 413, body = ErrorBody, description = "Larger than max_file_size"),
-        (status = 416, body = ErrorBody, description = "The file has no such range"),
+        (status = 416, body = ErrorBody, description = "The file has no such range", headers(
+            ("Content-Range" = String, description = "How many bytes it has"))),
         ReadRefusals))]
 pub(crate) async fn file(
     State(app): State<Arc<App>>,
@@ -244,10 +251,11 @@ fn paths(parameters: &Parameters) -> Answer<Vec<GuestPath>> {
     params(
         ("mount_id" = String, Path, description = "The mount"),
         ("path" = Option<Vec<String>>, Query, description = "The folder; given several times: files and folders"),
-        ("format" = Option<String>, Query, description = "`zip`, `tar.gz` or `tar.zst`; zip if nobody says"),
+        ("format" = inline(Option<Format>), Query, description = "The kind of archive; zip if nobody says"),
     ),
     responses(
-        (status = 200, description = "The archive", content((Vec<u8> = "application/zip"), (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"))),
+        (status = 200, description = "The archive", content((Vec<u8> = "application/zip"), (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd")), headers(
+            ("Content-Disposition" = String, description = "The archive's name (RFC 6266)"))),
         (status = 413, body = ErrorBody, description = "Larger than max_archive_size"),
         ReadRefusals))]
 pub(crate) async fn directory(
