@@ -13,6 +13,7 @@
 
 pub mod daemon;
 pub mod facts;
+pub mod http;
 pub mod images;
 
 use std::path::{Path, PathBuf};

@@ -38,12 +38,21 @@ impl Modify for Schemes {
     }
 }
 
-/// What is the same for all routes and said by none: an answer without a description is
-/// what was asked for, and a parameter that is not given is left out, never null.
+/// What is the same for all routes and said by none: a name for each operation, made of
+/// its address; an answer without a description is what was asked for; and a parameter
+/// that is not given is left out, never null.
 pub(super) fn complete(mut document: openapi::OpenApi) -> openapi::OpenApi {
-    for item in document.paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.post, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
+    for (path, item) in &mut document.paths.paths {
+        let place = path.trim_start_matches("/api/v1/");
+        let place = place.replace(['{', '}'], "").replace(['/', '-'], "_");
+        let operations = [
+            ("get", &mut item.get),
+            ("post", &mut item.post),
+            ("delete", &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
+            operation.operation_id = Some(format!("{method}_{place}"));
             for parameter in operation.parameters.iter_mut().flatten() {
                 if let RefOr::T(parameter) = parameter {
                     parameter.schema = parameter.schema.take().map(without_null);
