@@ -106,7 +106,7 @@ fn whatever_the_document_allows_is_answered_as_it_says() {
     session.mount(&backup, 0);
     let (login, logout) = ("/api/v1/auth/login", "/api/v1/auth/logout");
     let most = ["--exclude-path", login, "--exclude-path", logout];
-    let said = succeeded(fuzz(&api, bin, &session.token, &most, "25"));
+    let said = succeeded(fuzz(&api, bin, &session.token, &most, "60"));
     println!("{said}");
     // It has met the real thing: many answers of each route that reads files.
     let log = api.lab.sendense_ok(["audit", "--json"]);
