@@ -104,12 +104,10 @@ pub(super) fn walk(
         match root.folder(&above.join(&b'/')) {
             Ok(folder) => {
                 let name = item.last().map(Vec::as_slice).unwrap_or_default();
-                if walk.meet(&folder, name)? {
-                    walk.enter(folder.folder_unfollowed(name))?;
-                    walk.run()?;
-                }
+                walk.visit(&folder, name)?;
+                walk.run()?;
             }
-            Err(error) => walk.unread(&format!("could not be reached: {}", reason(&error)))?,
+            Err(error) => walk.unreached(&error)?,
         }
     }
     Ok(())
@@ -180,10 +178,10 @@ impl Walk<'_> {
                 let length = name.len().saturating_add(1);
                 self.waiting = self.waiting.saturating_sub(length);
                 self.lengthen(&name);
-                let folder = self
-                    .last_folder()
-                    .and_then(|last| last.folder_unfollowed(&name));
-                self.enter(folder)?;
+                match self.last_folder() {
+                    Ok(folder) => self.visit(&folder, &name)?,
+                    Err(error) => self.unreached(&error)?,
+                }
             } else {
                 self.levels.pop();
             }
@@ -191,53 +189,66 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// An entry of the last level.
+    /// An entry of the last level: a folder waits, everything else is told of.
     fn listed(&mut self, name: &[u8]) -> Result<()> {
         self.lengthen(name);
         let folder = match self.last_folder() {
             Ok(folder) => folder,
-            Err(error) => {
-                return self.unread(&format!("could not be reached: {}", reason(&error)));
-            }
+            Err(error) => return self.unreached(&error),
         };
-        if !self.meet(&folder, name)? {
+        let Some(stat) = self.look(&folder, name)? else {
             return Ok(());
+        };
+        if kind(&stat) != SFlag::S_IFDIR {
+            return self.tell(&folder, name, &stat);
         }
         let length = name.len().saturating_add(1);
-        let open = |level: &&Level| level.listing.is_some();
-        let listings = self.levels.iter().filter(open).count();
         if self.waiting.saturating_add(length) <= MOST_WAITING
             && let Some(level) = self.levels.last_mut()
         {
             level.folders.push(name);
             self.waiting = self.waiting.saturating_add(length);
-            Ok(())
-        } else if listings < MOST_LISTINGS {
-            self.enter(folder.folder_unfollowed(name))
-        } else {
-            self.unread(
-                "too many folders lie beside and in each other here; what is in it is left out",
-            )
+            return Ok(());
+        }
+        let open = |level: &&Level| level.listing.is_some();
+        if self.levels.iter().filter(open).count() < MOST_LISTINGS {
+            return self.visit(&folder, name);
+        }
+        self.tell(&folder, name, &stat)?;
+        self.unread("too many folders lie beside and in each other here; what is in it is left out")
+    }
+
+    /// Tells of what `path` names, and enters it if it is a folder. Its entry comes
+    /// right before what is in it: some programs settle a folder's times when the next
+    /// entry lies elsewhere.
+    fn visit(&mut self, folder: &Beneath, name: &[u8]) -> Result<()> {
+        let Some(stat) = self.look(folder, name)? else {
+            return Ok(());
+        };
+        self.tell(folder, name, &stat)?;
+        if kind(&stat) == SFlag::S_IFDIR {
+            self.enter(folder.folder_unfollowed(name))?;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, folder: &Beneath, name: &[u8]) -> Result<Option<FileStat>> {
+        match fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(errno) => {
+                self.unread(&format!("could not be looked at: {}", errno.desc()))?;
+                Ok(None)
+            }
         }
     }
 
-    /// Tells of an entry; true for a folder that is to be entered.
-    fn meet(&mut self, folder: &Beneath, name: &[u8]) -> Result<bool> {
-        let stat = match fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(errno) => {
-                self.unread(&format!("could not be looked at: {}", errno.desc()))?;
-                return Ok(false);
-            }
-        };
-        let found = Found {
+    fn tell(&mut self, folder: &Beneath, name: &[u8], stat: &FileStat) -> Result<()> {
+        self.visitor.entry(&Found {
             path: &self.path,
             folder,
             name,
-            stat: &stat,
-        };
-        self.visitor.entry(&found)?;
-        Ok(kind(&stat) == SFlag::S_IFDIR)
+            stat,
+        })
     }
 
     /// Goes into the folder that `path` names.
@@ -347,6 +358,10 @@ impl Walk<'_> {
             self.path.push(b'/');
         }
         self.path.extend_from_slice(name);
+    }
+
+    fn unreached(&mut self, error: &io::Error) -> Result<()> {
+        self.unread(&format!("could not be reached: {}", reason(error)))
     }
 
     fn unread(&mut self, reason: &str) -> Result<()> {

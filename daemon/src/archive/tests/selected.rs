@@ -12,7 +12,7 @@ fn tree(root: &Path) {
     shell_in(
         root,
         "mkdir -p t/a/b/empty t/a/c t/z; echo 1 > t/a/b/1; echo 2 > t/a/c/2; echo 3 > t/top; \
-         ln -s a/c t/link",
+         ln -s a/c t/link; find t | xargs touch -had '2037-01-01'",
     );
 }
 

@@ -7,13 +7,15 @@
 
 use std::io;
 
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use sendense::Error;
 
 use super::super::{ArchiveError, Result};
 
 /// Bytes that are compressed at once.
 const STRETCH: usize = 64 * 1024;
+/// Fast. The level below it of zlib-rs panics where the room for output ends.
+const LEVEL: Compression = Compression::new(2);
 
 /// The records so far.
 pub(super) struct Directory {
@@ -37,18 +39,14 @@ impl Directory {
         self.entries = self.entries.saturating_add(1);
         self.last.extend_from_slice(record);
         if self.last.len() >= STRETCH {
-            let mut packed = Vec::with_capacity(STRETCH);
-            let mut compress = Compress::new(Compression::fast(), false);
-            let mut rest = self.last.as_slice();
-            while !rest.is_empty() || packed.len() == packed.capacity() {
-                packed.reserve(STRETCH);
-                let taken = compress.total_in();
-                compress
-                    .compress_vec(rest, &mut packed, FlushCompress::Finish)
-                    .map_err(failed)?;
-                let taken = compress.total_in().saturating_sub(taken);
-                let taken = usize::try_from(taken).map_err(failed)?;
-                rest = rest.get(taken..).unwrap_or_default();
+            // Room for all of it at once, shrunk or not.
+            let room = self.last.len().saturating_add(self.last.len() / 8);
+            let mut packed = Vec::with_capacity(room.saturating_add(1024));
+            let status = Compress::new(LEVEL, false)
+                .compress_vec(&self.last, &mut packed, FlushCompress::Finish)
+                .map_err(failed)?;
+            if status != Status::StreamEnd {
+                return Err(failed("a stretch of it did not become shorter"));
             }
             self.stretches.push(packed.into_boxed_slice());
             self.last.clear();

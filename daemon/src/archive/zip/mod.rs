@@ -16,7 +16,7 @@ mod record;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::LazyLock;
 
-use flate2::{Compress, Compression, FlushCompress};
+use flate2::{Compress, Compression, FlushCompress, Status};
 use nix::fcntl::readlinkat;
 use nix::sys::stat::{FileStat, SFlag};
 
@@ -35,6 +35,9 @@ const BLOCK: usize = 256 * 1024;
 const MOST_NAME: usize = 0xffff;
 /// What is compressed to more than this share of its size is stored instead.
 const WORTHWHILE: (usize, usize) = (97, 100);
+/// Fast, with codes made for the data. The level below it of zlib-rs has none, and
+/// panics where the room for output ends.
+const PROBE_LEVEL: Compression = Compression::new(2);
 /// Buffers that are kept for the next blocks.
 const SPARE: usize = 8;
 
@@ -109,7 +112,7 @@ impl<'a> Zip<'a> {
             directory: Directory::new(),
             open: None,
             spare: Vec::new(),
-            probe: Compress::new(Compression::fast(), false),
+            probe: Compress::new(PROBE_LEVEL, false),
         }
     }
 
@@ -271,13 +274,12 @@ impl<'a> Zip<'a> {
             let rest = data.get(start..).unwrap_or_default();
             sample.extend(rest.iter().take(STRETCH));
         }
-        let mut output = Vec::with_capacity(sample.len());
+        let mut output = Vec::with_capacity(sample.len().saturating_mul(2));
         self.probe.reset();
         let result = self
             .probe
             .compress_vec(&sample, &mut output, FlushCompress::Finish);
-        // What does not even fit has not shrunk.
-        matches!(result, Ok(flate2::Status::StreamEnd)) && worthwhile(output.len(), sample.len())
+        matches!(result, Ok(Status::StreamEnd)) && worthwhile(output.len(), sample.len())
     }
 
     fn file(&mut self, found: &Found<'_>) -> Result<()> {

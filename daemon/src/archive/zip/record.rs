@@ -165,12 +165,19 @@ impl Meta {
 
     /// In the central directory.
     pub(super) fn central(&self, form: Form, sizes: Sizes, offset: u64) -> Vec<u8> {
+        // Sizes are as wide here as in the local header.
         let mut large = Fields::default();
-        for value in [sizes.size, sizes.packed, offset] {
-            if value >= FULL {
-                large.eight(value);
-            }
+        if form.zip64 {
+            large.eight(sizes.size).eight(sizes.packed);
         }
+        if offset >= FULL {
+            large.eight(offset);
+        }
+        let (packed, size) = if form.zip64 {
+            (u32::MAX, u32::MAX)
+        } else {
+            (clipped(sizes.packed), clipped(sizes.size))
+        };
         let mut extra = Fields::default();
         if !large.0.is_empty() {
             extra.two(1).length(&large.0).bytes(&large.0);
@@ -191,7 +198,7 @@ impl Meta {
             .two(version);
         fields.two(self.flags(form)).two(form.method.number());
         fields.four(dos_time(self.modified)).four(sizes.crc);
-        fields.four(clipped(sizes.packed)).four(clipped(sizes.size));
+        fields.four(packed).four(size);
         fields.length(&self.name).length(&extra.0);
         // Comment, disk, internal attributes.
         fields.two(0).two(0).two(0);
