@@ -55,6 +55,8 @@ pub(super) struct FileBody {
     end: u64,
     /// Bytes that were not given to the connection yet.
     left: u64,
+    /// Read already.
+    first: Option<Piece>,
     reading: Option<JoinHandle<io::Result<Piece>>>,
     spare: Spare,
     ticket: Ticket,
@@ -68,10 +70,38 @@ impl FileBody {
             offset: start,
             end,
             left: end.saturating_sub(start),
+            first: None,
             reading: None,
             spare: Spare::default(),
             ticket,
         }
+    }
+
+    /// Waits for the first piece, so that a file which cannot be read at all is told so
+    /// in the head of the answer and not by a broken connection.
+    ///
+    /// # Errors
+    /// Why it cannot be read; the ticket has noted it.
+    pub(super) async fn begin(mut self) -> io::Result<Self> {
+        if self.left == 0 {
+            // Nobody asks the body of an empty file for anything.
+            self.ticket.complete(None);
+        }
+        self.read_on();
+        if let Some(reading) = self.reading.take() {
+            match reading
+                .await
+                .map_err(io::Error::other)
+                .and_then(|read| read)
+            {
+                Ok(piece) => self.first = Some(piece),
+                Err(e) => {
+                    self.ticket.failed(format!("reading failed: {e}"));
+                    return Err(e);
+                }
+            }
+        }
+        Ok(self)
     }
 
     /// Begins to read the next piece, if there is one.
@@ -104,26 +134,30 @@ impl Body for FileBody {
             self.ticket.failed(why);
             return Poll::Ready(Some(Err(why.into())));
         }
-        if self.reading.is_none() {
-            self.read_on();
-        }
-        let Some(reading) = self.reading.as_mut() else {
-            self.ticket.complete(None);
-            return Poll::Ready(None);
-        };
-        let piece = match Pin::new(reading).poll(context) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(Ok(Ok(piece))) => piece,
-            Poll::Ready(Ok(Err(e))) => {
-                self.ticket.failed(format!("reading failed: {e}"));
-                return Poll::Ready(Some(Err(e.into())));
+        let piece = match self.first.take() {
+            Some(piece) => piece,
+            None => {
+                if self.reading.is_none() {
+                    self.read_on();
+                }
+                let Some(reading) = self.reading.as_mut() else {
+                    self.ticket.complete(None);
+                    return Poll::Ready(None);
+                };
+                let read = match Pin::new(reading).poll(context) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(read) => read.map_err(io::Error::other).and_then(|read| read),
+                };
+                self.reading = None;
+                match read {
+                    Ok(piece) => piece,
+                    Err(e) => {
+                        self.ticket.failed(format!("reading failed: {e}"));
+                        return Poll::Ready(Some(Err(e.into())));
+                    }
+                }
             }
-            Poll::Ready(Err(e)) => {
-                self.ticket.failed("reading failed");
-                return Poll::Ready(Some(Err(e.into())));
-            }
         };
-        self.reading = None;
         self.read_on();
         let sent = piece.memory.len() as u64;
         self.ticket.sending(sent);

@@ -211,7 +211,10 @@ pub(crate) async fn file(
     let first = first_record(&caller, &mount, &what);
     let ticket = begin(&app, &caller, &mount, hangup, what)?;
     app.recorder.write(first).await?;
-    *response.body_mut() = Body::new(FileBody::new(content.file, start, end, ticket));
+    let body = FileBody::new(content.file, start, end, ticket);
+    let body = body.begin().await;
+    let body = body.map_err(|e| FilesError::new(path.display(), e))?;
+    *response.body_mut() = Body::new(body);
     Ok(response)
 }
 
