@@ -61,13 +61,8 @@ pub(crate) async fn list(
         };
         given.map(parse).transpose()
     };
-    let action =
-        match parameters.text("action")? {
-            None => None,
-            Some(word) => Some(word.parse::<Action>().map_err(|words| {
-                Failure::bad_request(format!("the parameter `action`: {words}"))
-            })?),
-        };
+    let words = Action::ALL.iter().map(|action| (action.name(), *action));
+    let action = parameters.word("action", &words.collect::<Vec<_>>())?;
     let limit = parameters.number("limit", 1, MOST)?.unwrap_or(USUAL);
     let limit = u32::try_from(limit).unwrap_or(u32::MAX);
     let before_id = parameters.number("cursor", 1, i64::MAX.unsigned_abs())?;
