@@ -14,14 +14,14 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use support::http::{Api, Session, disk_of, encoded};
-use support::images::{RawDisk, full, varied_tree};
+use support::images::{RawDisk, flipped, full, varied_tree};
 use support::{Lab, facts, shell};
 
 const STAMP: &str = "20251008-192431";
@@ -344,41 +344,12 @@ fn cut(lab: &Lab) {
     file.set_len(length / 2).unwrap();
 }
 
-/// A backup of btrfs, which notices that a byte of a file is another one.
-fn flipped(lab: &Lab) {
-    let folder = lab.path("work/flipped.d");
-    fs::create_dir(&folder).unwrap();
-    let mut content = vec![0u8; 4_000_000];
-    content
-        .iter_mut()
-        .zip((0..=255u8).cycle())
-        .for_each(|(to, from)| *to = from);
-    content[2_000_000..2_000_016].copy_from_slice(b"MARK OF THE TEST");
-    fs::write(folder.join("middle"), &content).unwrap();
-    content[2_000_000..2_000_016].fill(1);
-    content[..16].copy_from_slice(b"MARK OF THE TEST");
-    fs::write(folder.join("start"), &content).unwrap();
-    let raw = lab.path("work/flipped.raw");
-    shell(&format!(
-        "truncate -s 128M {raw:?}; mkfs.btrfs -q --rootdir {folder:?} {raw:?} >/dev/null"
-    ));
-    let found = shell(&format!(
-        "grep -abo 'MARK OF THE TEST' {raw:?} | cut -d: -f1"
-    ));
-    let file = fs::OpenOptions::new().write(true).open(&raw).unwrap();
-    assert!(found.lines().count() >= 2);
-    for offset in found.lines() {
-        file.write_at(b"m", offset.parse().unwrap()).unwrap();
-    }
-    full(lab, &raw, "flipped", 0, STAMP);
-}
-
 /// > What cannot be read is an error, never other bytes in its place.
 #[test]
 fn damage_is_an_error_and_never_other_bytes() {
     let mut api = Api::prepare("request_timeout = \"5s\"", false);
     cut(&api.lab);
-    flipped(&api.lab);
+    flipped(&api.lab, "flipped", STAMP);
     let _ = api.lab.sendense([
         "catalog".as_ref(),
         "scan".as_ref(),

@@ -57,6 +57,14 @@ pub(crate) enum Format {
 }
 
 impl Format {
+    /// From the name that clients use, which is also the extension.
+    #[cfg(test)]
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        [Self::Zip, Self::TarGz, Self::TarZst]
+            .into_iter()
+            .find(|format| format.extension() == name)
+    }
+
     /// What a file of this kind is called at its end, without the dot.
     pub(crate) fn extension(self) -> &'static str {
         match self {

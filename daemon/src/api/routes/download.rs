@@ -34,7 +34,7 @@ use crate::files::error::FilesError;
 use crate::files::name::GuestPath;
 
 /// Pieces of an archive that wait for the client.
-const PIECES: usize = 4;
+const PIECES: usize = 2;
 /// How long the size of an archive may take to be found.
 const MEASURING: Duration = Duration::from_secs(60);
 /// The most paths in one archive.

@@ -59,11 +59,6 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Plain bytes so far.
-    pub(super) fn length(&self) -> u64 {
-        self.length
-    }
-
     /// # Errors
     /// [`super::super::ArchiveError`], as all of these.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<()> {

@@ -39,7 +39,7 @@ const WORTHWHILE: (usize, usize) = (97, 100);
 /// panics where the room for output ends.
 const PROBE_LEVEL: Compression = Compression::new(2);
 /// Buffers that are kept for the next blocks.
-const SPARE: usize = 8;
+const SPARE: usize = 2;
 
 /// A ZIP archive in the making.
 pub(super) struct Zip<'a> {
