@@ -264,6 +264,11 @@ fn several_paths_make_one_archive_and_sizes_are_told_before() {
             (&true.into(), &false.into())
         );
     }
+    // Whose client could not tell a part from the whole gets none.
+    let old = session
+        .request("GET", &format!("{base}/download-directory?path=/plain"))
+        .arg("--http1.0");
+    old.send().refused(505);
     // One file is no folder, twice the same is once, and `format` is one of three.
     session
         .get(&format!("{base}/download-directory?path=/plain/nothing"))

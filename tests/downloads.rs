@@ -214,6 +214,12 @@ fn a_file_comes_whole_in_parts_and_not_again() {
         (format!("If-None-Match: {etag}"), 304),
         (format!("If-None-Match: \"a\", W/{etag}"), 304),
         ("If-None-Match: *".into(), 304),
+        (format!("If-Match: {etag}"), 206),
+        ("If-Match: \"other\"".into(), 412),
+        (
+            "If-Unmodified-Since: Thu, 29 Feb 2024 12:34:55 GMT".into(),
+            412,
+        ),
         ("If-None-Match: \"other\"".into(), 206),
         (
             "If-Modified-Since: Thu, 29 Feb 2024 12:34:56 GMT".into(),
@@ -282,7 +288,7 @@ fn a_file_comes_whole_in_parts_and_not_again() {
     };
     assert_eq!(
         (of("/text.txt"), of("/empty.bin"), of("/sparse.img")),
-        (1 + 6 + 5 + 7, 1, 2)
+        (1 + 6 + 5 + 8, 1, 2)
     );
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -132,6 +132,7 @@ fn first_record(caller: &Caller, mount: &Mount, what: &What) -> AuditRecord {
             ("Content-Range" = String, description = "Which bytes of how many"),
             ("ETag" = String, description = "As with 200"))),
         (status = 304, description = "The client has it already"),
+        (status = 412, body = ErrorBody, description = "The file is another one than If-Match or If-Unmodified-Since says"),
         (status = 413, body = ErrorBody, description = "Larger than max_file_size"),
         (status = 416, body = ErrorBody, description = "The file has no such range", headers(
             ("Content-Range" = String, description = "How many bytes it has"))),
@@ -174,6 +175,13 @@ pub(crate) async fn file(
     }
     head.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let (matched, unmodified) = (text(header::IF_MATCH), text(header::IF_UNMODIFIED_SINCE));
+    if conditions::is_another(matched, unmodified, content.state()) {
+        return Err(Failure::new(
+            StatusCode::PRECONDITION_FAILED,
+            "the file is another one than If-Match or If-Unmodified-Since says",
+        ));
+    }
     let (none_match, since) = (text(header::IF_NONE_MATCH), text(header::IF_MODIFIED_SINCE));
     if conditions::not_modified(none_match, since, content.state()) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -260,16 +268,24 @@ fn paths(parameters: &Parameters) -> Answer<Vec<GuestPath>> {
         (status = 200, description = "The archive", content((Vec<u8> = "application/zip"), (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd")), headers(
             ("Content-Disposition" = String, description = "The archive's name (RFC 6266)"))),
         (status = 413, body = ErrorBody, description = "Larger than max_archive_size"),
+        (status = 505, body = ErrorBody, description = "Asked by HTTP/1.0, whose clients cannot tell a whole archive from a part"),
         ReadRefusals))]
 pub(crate) async fn directory(
     State(app): State<Arc<App>>,
     caller: Caller,
     Segment(id): Segment,
     Extension(hangup): Extension<Hangup>,
-    method: Method,
+    (method, version): (Method, Version),
     parameters: Parameters,
 ) -> Answer<Response> {
     caller.must_be(Role::Operator)?;
+    if version < Version::HTTP_11 {
+        // The end of the connection would be the end of the archive, however it came.
+        return Err(Failure::new(
+            StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            "an archive needs HTTP/1.1; a proxy must speak it too (nginx: proxy_http_version 1.1)",
+        ));
+    }
     let format = parameters.word("format", FORMATS)?.unwrap_or(Format::Zip);
     let paths = paths(&parameters)?;
     let (asked, who, wanted) = (Arc::clone(&app), caller.clone(), paths.clone());
