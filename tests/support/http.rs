@@ -249,6 +249,11 @@ impl Request {
         self
     }
 
+    pub fn with<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
+        self.args.extend(args.into_iter().map(OsString::from));
+        self
+    }
+
     pub fn header(self, line: &str) -> Self {
         self.arg("-H").arg(line)
     }
