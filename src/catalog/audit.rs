@@ -13,7 +13,9 @@ use rusqlite::{Row, params_from_iter};
 use serde::{Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// The most rows that are answered at once.
 const MAX_ROWS: u32 = 10_000;
@@ -69,6 +71,15 @@ macro_rules! words {
                 name.parse().map_err(|e: String| FromSqlError::Other(e.into()))
             }
         }
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                let words = Self::ALL.iter().map(|word| word.name());
+                ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).into()
+            }
+        }
+
+        impl ToSchema for $name {}
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
@@ -149,7 +160,6 @@ pub struct AuditRecord {
     /// The client's address; empty for a command.
     pub address: String,
     /// What.
-    #[schema(value_type = String)]
     pub action: Action,
     /// The VM concerned.
     pub vm_name: Option<String>,
@@ -164,7 +174,6 @@ pub struct AuditRecord {
     /// How many were sent.
     pub bytes: Option<u64>,
     /// How it ended.
-    #[schema(value_type = String)]
     pub outcome: Outcome,
     /// Anything else worth knowing: why it failed, which user was changed.
     pub detail: Option<String>,

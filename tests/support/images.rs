@@ -156,3 +156,33 @@ chmod 0 etc/deep/old
 "#
     ));
 }
+
+/// A backup of btrfs, which notices that a byte is another one: at the beginning of the
+/// file `start`, and at 2,000,000 of the 4,000,000 in `middle`.
+pub fn flipped(lab: &Lab, vm: &str, stamp: &str) {
+    let folder = lab.path(format!("work/{vm}.d"));
+    std::fs::create_dir(&folder).unwrap();
+    let mut content = vec![0u8; 4_000_000];
+    content
+        .iter_mut()
+        .zip((0..=255u8).cycle())
+        .for_each(|(to, from)| *to = from);
+    content[2_000_000..2_000_016].copy_from_slice(b"MARK OF THE TEST");
+    std::fs::write(folder.join("middle"), &content).unwrap();
+    content[2_000_000..2_000_016].fill(1);
+    content[..16].copy_from_slice(b"MARK OF THE TEST");
+    std::fs::write(folder.join("start"), &content).unwrap();
+    let raw = lab.path(format!("work/{vm}.raw"));
+    shell(&format!(
+        "truncate -s 128M {raw:?}; mkfs.btrfs -q --rootdir {folder:?} {raw:?} >/dev/null"
+    ));
+    let found = shell(&format!(
+        "grep -abo 'MARK OF THE TEST' {raw:?} | cut -d: -f1"
+    ));
+    let file = std::fs::OpenOptions::new().write(true).open(&raw).unwrap();
+    assert!(found.lines().count() >= 2);
+    for offset in found.lines() {
+        std::os::unix::fs::FileExt::write_at(&file, b"m", offset.parse().unwrap()).unwrap();
+    }
+    full(lab, &raw, vm, 0, stamp);
+}

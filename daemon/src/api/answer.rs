@@ -217,6 +217,7 @@ impl IntoResponses for Refusals {
                 "503",
                 "Not possible now; the sentence says what is missing, Retry-After when",
             ),
+            ("504", "It took too long"),
         ])
     }
 }

@@ -2,6 +2,8 @@
 
 use axum::http::header;
 use axum::response::IntoResponse;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{Schema, SchemaType, Type};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi, openapi};
 
@@ -34,6 +36,70 @@ impl Modify for Schemes {
         let cookie = ApiKey::Cookie(ApiKeyValue::new(COOKIE));
         components.add_security_scheme("cookie", SecurityScheme::ApiKey(cookie));
     }
+}
+
+/// What is the same for all routes and said by none: a name for each operation, made of
+/// its address; an answer without a description is what was asked for; and a parameter
+/// that is not given is left out, never null.
+pub(super) fn complete(mut document: openapi::OpenApi) -> openapi::OpenApi {
+    for (path, item) in &mut document.paths.paths {
+        let place = path.trim_start_matches("/api/v1/");
+        let place = place.replace(['{', '}'], "").replace(['/', '-'], "_");
+        let operations = [
+            ("get", &mut item.get),
+            ("post", &mut item.post),
+            ("delete", &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
+            operation.operation_id = Some(format!("{method}_{place}"));
+            for parameter in operation.parameters.iter_mut().flatten() {
+                if let RefOr::T(parameter) = parameter {
+                    parameter.schema = parameter.schema.take().map(without_null);
+                }
+            }
+            for response in operation.responses.responses.values_mut() {
+                if let RefOr::T(response) = response
+                    && response.description.is_empty()
+                {
+                    response.description = "What was asked for".into();
+                }
+            }
+        }
+    }
+    document
+}
+
+/// A schema of something that may be null, without that.
+fn without_null(schema: RefOr<Schema>) -> RefOr<Schema> {
+    match schema {
+        RefOr::T(Schema::OneOf(mut one_of)) => {
+            one_of.items.retain(|item| !is_null(item));
+            match one_of.items.pop() {
+                Some(only) if one_of.items.is_empty() => only,
+                Some(last) => {
+                    one_of.items.push(last);
+                    RefOr::T(Schema::OneOf(one_of))
+                }
+                None => RefOr::T(Schema::OneOf(one_of)),
+            }
+        }
+        RefOr::T(Schema::Object(mut object)) => {
+            if let SchemaType::Array(types) = &mut object.schema_type {
+                types.retain(|kind| *kind != Type::Null);
+                if let [only] = types.as_slice() {
+                    object.schema_type = SchemaType::Type(only.clone());
+                }
+            }
+            RefOr::T(Schema::Object(object))
+        }
+        other => other,
+    }
+}
+
+fn is_null(schema: &RefOr<Schema>) -> bool {
+    matches!(schema, RefOr::T(Schema::Object(object))
+        if matches!(object.schema_type, SchemaType::Type(Type::Null)))
 }
 
 /// The page; it reads the document from where it is served.

@@ -129,7 +129,12 @@ impl Parameters {
     /// # Errors
     /// 400 if it is given more than once, or is not UTF-8.
     pub(crate) fn text(&self, name: &str) -> Answer<Option<&str>> {
-        let Some(bytes) = self.bytes(name)?.filter(|bytes| !bytes.is_empty()) else {
+        Ok(self.given(name)?.filter(|text| !text.is_empty()))
+    }
+
+    /// A parameter as text, also an empty one.
+    fn given(&self, name: &str) -> Answer<Option<&str>> {
+        let Some(bytes) = self.bytes(name)? else {
             return Ok(None);
         };
         match std::str::from_utf8(bytes) {
@@ -154,7 +159,7 @@ impl Parameters {
     /// # Errors
     /// 400 if it is anything else.
     pub(crate) fn number(&self, name: &str, least: u64, most: u64) -> Answer<Option<u64>> {
-        let Some(text) = self.text(name)? else {
+        let Some(text) = self.given(name)? else {
             return Ok(None);
         };
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -171,7 +176,7 @@ impl Parameters {
     /// # Errors
     /// 400 if it is anything else.
     pub(crate) fn flag(&self, name: &str) -> Answer<bool> {
-        match self.text(name)? {
+        match self.given(name)? {
             None | Some("false") => Ok(false),
             Some("true") => Ok(true),
             Some(_) => Err(Failure::bad_request(format!(
@@ -185,7 +190,7 @@ impl Parameters {
     /// # Errors
     /// 400 if it is anything else.
     pub(crate) fn word<T: Copy>(&self, name: &str, words: &[(&str, T)]) -> Answer<Option<T>> {
-        let Some(text) = self.text(name)? else {
+        let Some(text) = self.given(name)? else {
             return Ok(None);
         };
         match words.iter().find(|(word, _)| *word == text) {
@@ -228,7 +233,8 @@ mod tests {
         assert!(given.number("limit", 1, 9).is_err());
         assert_eq!(given.text("x").unwrap(), None);
         assert_eq!(given.text("path2").unwrap(), None);
-        assert!(given.flag("f").unwrap());
+        assert!(given.number("x", 0, 9).is_err());
+        assert!(given.flag("f").unwrap() && given.flag("x").is_err());
         assert!(!given.flag("g").unwrap());
         assert_eq!(given.word("w", &[("zip", 1), ("tar", 2)]).unwrap(), Some(1));
         assert!(given.word("w", &[("tar", 2)]).is_err());

@@ -65,6 +65,8 @@ pub(super) struct FileBody {
     end: u64,
     /// Bytes that were not given to the connection yet.
     left: u64,
+    /// Read already.
+    first: Option<Piece>,
     reading: VecDeque<JoinHandle<io::Result<Piece>>>,
     spare: Spare,
     ticket: Ticket,
@@ -82,10 +84,35 @@ impl FileBody {
             offset: start,
             end,
             left: end.saturating_sub(start),
+            first: None,
             reading: VecDeque::with_capacity(AHEAD),
             spare: Spare::default(),
             ticket,
         }
+    }
+
+    /// Waits for the first piece, so that a file which cannot be read at all is told so
+    /// in the head of the answer and not by a broken connection.
+    ///
+    /// # Errors
+    /// Why it cannot be read; the ticket has noted it.
+    pub(super) async fn begin(mut self) -> io::Result<Self> {
+        if self.left == 0 {
+            // Nobody asks the body of an empty file for anything.
+            self.ticket.complete(None);
+        }
+        self.read_on();
+        if let Some(reading) = self.reading.pop_front() {
+            let read = reading.await.map_err(io::Error::other);
+            match read.and_then(|read| read) {
+                Ok(piece) => self.first = Some(piece),
+                Err(e) => {
+                    self.ticket.failed(format!("reading failed: {e}"));
+                    return Err(e);
+                }
+            }
+        }
+        Ok(self)
     }
 
     /// Begins to read the next pieces, if there are any.
@@ -119,23 +146,27 @@ impl Body for FileBody {
             return Poll::Ready(Some(Err(why.into())));
         }
         self.read_on();
-        let Some(reading) = self.reading.front_mut() else {
-            self.ticket.complete(None);
-            return Poll::Ready(None);
-        };
-        let piece = match Pin::new(reading).poll(context) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(Ok(Ok(piece))) => piece,
-            Poll::Ready(Ok(Err(e))) => {
-                self.ticket.failed(format!("reading failed: {e}"));
-                return Poll::Ready(Some(Err(e.into())));
+        let piece = match self.first.take() {
+            Some(piece) => piece,
+            None => {
+                let Some(reading) = self.reading.front_mut() else {
+                    self.ticket.complete(None);
+                    return Poll::Ready(None);
+                };
+                let read = match Pin::new(reading).poll(context) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(read) => read.map_err(io::Error::other).and_then(|read| read),
+                };
+                self.reading.pop_front();
+                match read {
+                    Ok(piece) => piece,
+                    Err(e) => {
+                        self.ticket.failed(format!("reading failed: {e}"));
+                        return Poll::Ready(Some(Err(e.into())));
+                    }
+                }
             }
-            Poll::Ready(Err(e)) => {
-                self.ticket.failed("reading failed");
-                return Poll::Ready(Some(Err(e.into())));
-            }
         };
-        self.reading.pop_front();
         self.read_on();
         let sent = piece.memory.len() as u64;
         self.ticket.sending(sent);

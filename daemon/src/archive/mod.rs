@@ -44,13 +44,16 @@ use self::writer::Writer;
 use crate::files::beneath::Beneath;
 
 /// Kinds of archives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, utoipa::ToSchema)]
 pub(crate) enum Format {
     /// ZIP with ZIP64 where it is needed.
+    #[schema(rename = "zip")]
     Zip,
     /// tar (pax) in gzip.
+    #[schema(rename = "tar.gz")]
     TarGz,
     /// tar (pax) in Zstandard.
+    #[schema(rename = "tar.zst")]
     TarZst,
 }
 

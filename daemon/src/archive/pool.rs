@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -126,6 +126,8 @@ struct Shared {
     queue: Mutex<VecDeque<Task>>,
     more: Condvar,
     over: AtomicBool,
+    /// Archives in the making.
+    archives: AtomicUsize,
 }
 
 struct Task {
@@ -320,12 +322,18 @@ fn put_stored(data: &[u8], last: bool, output: &mut Vec<u8>) {
     }
 }
 
+/// What all archives together may have under way, in bytes, as long as each has two
+/// blocks. So fifty whose clients are slow take little more than ten.
+const MOST_BYTES: usize = 48 << 20;
+
 /// Blocks under way, in their order, together with what is to be done when they are
 /// back; bounded in number and bytes.
 pub(super) struct Underway<T> {
     queue: VecDeque<(T, usize)>,
     bytes: usize,
+    block: usize,
     most: usize,
+    shared: Arc<Shared>,
 }
 
 impl<T> Underway<T> {
@@ -333,14 +341,17 @@ impl<T> Underway<T> {
     const MOST_THINGS: usize = 1024;
 
     /// Room for enough blocks of `block` bytes to keep the pool at work, but for 4 MiB
-    /// at most.
+    /// at most, and for less where many archives are made.
     pub(super) fn new(pool: &Pool, block: usize) -> Self {
         let blocks = pool.threads().saturating_mul(2).saturating_add(2);
         let most = block.saturating_mul(blocks);
+        pool.shared.archives.fetch_add(1, Ordering::Relaxed);
         Self {
             queue: VecDeque::new(),
             bytes: 0,
+            block,
             most: most.min(4 << 20).max(block.saturating_mul(4)),
+            shared: Arc::clone(&pool.shared),
         }
     }
 
@@ -352,7 +363,9 @@ impl<T> Underway<T> {
 
     /// Whether something must come back before more may be added.
     pub(super) fn is_full(&self) -> bool {
-        self.bytes > self.most || self.queue.len() > Self::MOST_THINGS
+        let archives = self.shared.archives.load(Ordering::Relaxed).max(1);
+        let share = (MOST_BYTES / archives).max(self.block.saturating_mul(2));
+        self.bytes > self.most.min(share) || self.queue.len() > Self::MOST_THINGS
     }
 
     /// The oldest.
@@ -360,5 +373,11 @@ impl<T> Underway<T> {
         let (thing, bytes) = self.queue.pop_front()?;
         self.bytes = self.bytes.saturating_sub(bytes);
         Some(thing)
+    }
+}
+
+impl<T> Drop for Underway<T> {
+    fn drop(&mut self) {
+        self.shared.archives.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -60,6 +60,24 @@ pub(crate) fn not_modified(
     }
 }
 
+/// Whether `412 Precondition Failed` answers a request with these headers.
+pub(crate) fn is_another(
+    if_match: Option<&str>,
+    if_unmodified_since: Option<&str>,
+    state: State<'_>,
+) -> bool {
+    if let Some(tags) = if_match {
+        // The comparison is the strong one: a weak tag is never ours.
+        let mut tags = tags.split(',').map(str::trim);
+        return !tags.any(|tag| tag == "*" || tag == state.etag);
+    }
+    let since = if_unmodified_since.and_then(|date| httpdate::parse_http_date(date.trim()).ok());
+    match (since, state.modified) {
+        (Some(since), Some(modified)) => modified > since,
+        _ => false,
+    }
+}
+
 /// Whether `If-Range` names the file as it is: by a strong validator, or by exactly
 /// its date.
 fn is_same(condition: &str, state: State<'_>) -> bool {
@@ -215,6 +233,28 @@ mod tests {
         ] {
             let got = not_modified(tags, since, state());
             assert_eq!(got, wanted, "{tags:?} {since:?}");
+        }
+    }
+
+    #[test]
+    fn another_file_is_noticed() {
+        for (tags, date, another) in [
+            (None, None, false),
+            (Some("\"a-b\""), None, false),
+            (Some("\"x\", \"a-b\""), None, false),
+            (Some("*"), None, false),
+            (Some("W/\"a-b\""), None, true),
+            (Some("\"x\""), Some(LATER), true),
+            (None, Some(DATE), false),
+            (None, Some(LATER), false),
+            (None, Some(EARLIER), true),
+            (None, Some("yesterday"), false),
+        ] {
+            assert_eq!(
+                is_another(tags, date, state()),
+                another,
+                "{tags:?} {date:?}"
+            );
         }
     }
 }

@@ -31,7 +31,17 @@ const shape = (schema, all, seen = []) => {
     const fields = Object.entries(schema.properties || {});
     return Object.fromEntries(fields.map(([name, one]) => [name, shape(one, all, seen)]));
   }
-  return types.join(" or ") + (schema.description ? `: ${schema.description}` : "");
+  const text = (schema.description || "").replaceAll("\n", " ");
+  return kind(schema) + (text ? `: ${text}` : "");
+};
+
+// What a value may be: its type, or the words that there are, and its bounds.
+const kind = (schema) => {
+  if (schema.enum) return schema.enum.join(" | ");
+  if (schema.items) return `${kind(schema.items)}, any number of times`;
+  const { minimum, maximum } = schema;
+  const bounds = maximum === undefined ? "" : ` ${minimum || 0}–${maximum}`;
+  return [].concat(schema.type || []).join(" or ") + bounds;
 };
 
 const content = (part, all) =>
@@ -43,12 +53,14 @@ const content = (part, all) =>
 const operation = (path, method, about, all) => {
   const verb = make("span", method.toUpperCase());
   verb.className = "method";
-  const parts = [make("summary", "", verb, make("code", path))];
-  for (const text of [about.summary, about.description]) if (text) parts.push(make("p", text));
+  const brief = make("span", about.summary);
+  brief.className = "brief";
+  const parts = [make("summary", "", verb, make("code", path), brief)];
+  if (about.description) parts.push(make("p", about.description));
   const parameters = about.parameters || [];
   if (parameters.length) {
-    const rows = parameters.map((p) => [p.name, p.in, p.required ? "required" : "", p.description || ""]);
-    parts.push(make("h4", "Parameters"), table(["Name", "In", "", "Meaning"], rows));
+    const rows = parameters.map((p) => [p.name, p.in, p.required ? "required" : "", kind(p.schema || {}), p.description || ""]);
+    parts.push(make("h4", "Parameters"), table(["Name", "In", "", "Kind", "Meaning"], rows));
   }
   if (about.requestBody) parts.push(make("h4", "Body"), ...content(about.requestBody, all));
   parts.push(make("h4", "Answers"));

@@ -33,14 +33,14 @@ pub(crate) struct Audit {
 #[utoipa::path(get, path = "/api/v1/audit", tag = "Administration",
     params(
         ("user" = Option<String>, Query, description = "Only this user"),
-        ("action" = Option<String>, Query, description = "Only this action: login, login_failed, logout, mount, unmount, list, info, download, archive, cancel, denied, …"),
+        ("action" = inline(Option<Action>), Query, description = "Only this action"),
         ("vm_name" = Option<String>, Query, description = "Only this VM"),
         ("backup_id" = Option<String>, Query, description = "Only this backup"),
         ("mount_id" = Option<String>, Query, description = "Only this mount"),
         ("since" = Option<String>, Query, description = "From this time on (RFC 3339)"),
         ("until" = Option<String>, Query, description = "Before this time (RFC 3339)"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "At most so many; 100 if nobody says"),
-        ("cursor" = Option<String>, Query, description = "From next_cursor of an answer"),
+        ("cursor" = Option<u64>, Query, minimum = 1, description = "From next_cursor of an answer"),
     ),
     responses((status = 200, body = Audit), Refusals))]
 pub(crate) async fn list(
@@ -61,13 +61,8 @@ pub(crate) async fn list(
         };
         given.map(parse).transpose()
     };
-    let action =
-        match parameters.text("action")? {
-            None => None,
-            Some(word) => Some(word.parse::<Action>().map_err(|words| {
-                Failure::bad_request(format!("the parameter `action`: {words}"))
-            })?),
-        };
+    let words = Action::ALL.iter().map(|action| (action.name(), *action));
+    let action = parameters.word("action", &words.collect::<Vec<_>>())?;
     let limit = parameters.number("limit", 1, MOST)?.unwrap_or(USUAL);
     let limit = u32::try_from(limit).unwrap_or(u32::MAX);
     let before_id = parameters.number("cursor", 1, i64::MAX.unsigned_abs())?;

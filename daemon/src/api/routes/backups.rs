@@ -21,18 +21,35 @@ pub(crate) struct Backups {
 }
 
 /// The states of a backup.
-const STATUSES: &[(&str, &str)] = &[
-    ("started", "started"),
-    ("in_progress", "in_progress"),
-    ("completed", "completed"),
-    ("failed", "failed"),
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(crate) enum Status {
+    Started,
+    InProgress,
+    Completed,
+    Failed,
+}
+
+const STATUSES: &[(&str, Status)] = &[
+    ("started", Status::Started),
+    ("in_progress", Status::InProgress),
+    ("completed", Status::Completed),
+    ("failed", Status::Failed),
 ];
+
+impl Status {
+    fn name(self) -> &'static str {
+        let mut words = STATUSES.iter();
+        let word = words.find(|(_, status)| *status == self);
+        word.map_or("", |(name, _)| name)
+    }
+}
 
 /// The backups, oldest first.
 #[utoipa::path(get, path = "/api/v1/backups", tag = "Backups",
     params(
         ("vm_name" = Option<String>, Query, description = "Only backups of this VM"),
-        ("status" = Option<String>, Query, description = "Only backups in this state: started, in_progress, completed, failed"),
+        ("status" = inline(Option<Status>), Query, description = "Only backups in this state"),
     ),
     responses((status = 200, body = Backups), Refusals))]
 pub(crate) async fn list(
@@ -41,7 +58,7 @@ pub(crate) async fn list(
     parameters: Parameters,
 ) -> Answer<Json<Backups>> {
     let vm = parameters.text("vm_name")?.map(str::to_owned);
-    let status = parameters.word("status", STATUSES)?;
+    let status = parameters.word("status", STATUSES)?.map(Status::name);
     if let Some(vm) = &vm {
         caller.must_see(vm)?;
     }
@@ -96,7 +113,7 @@ pub(crate) struct Link {
 /// can be restored is looked at, not assumed.
 #[utoipa::path(get, path = "/api/v1/backups/chain", tag = "Backups",
     params(
-        ("vm_name" = String, Query, description = "The VM"),
+        ("vm_name" = String, Query, min_length = 1, description = "The VM"),
         ("repository_id" = Option<String>, Query, description = "Only backups in this repository"),
     ),
     responses((status = 200, body = Chain), ReadRefusals))]

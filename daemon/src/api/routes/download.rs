@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -34,7 +34,7 @@ use crate::files::error::FilesError;
 use crate::files::name::GuestPath;
 
 /// Pieces of an archive that wait for the client.
-const PIECES: usize = 4;
+const PIECES: usize = 2;
 /// How long the size of an archive may take to be found.
 const MEASURING: Duration = Duration::from_secs(60);
 /// The most paths in one archive.
@@ -117,17 +117,25 @@ fn first_record(caller: &Caller, mount: &Mount, what: &What) -> AuditRecord {
 #[utoipa::path(get, path = "/api/v1/restore/{mount_id}/download", tag = "Downloads",
     params(
         ("mount_id" = String, Path, description = "The mount"),
-        ("path" = String, Query, description = "The file"),
+        ("path" = String, Query, min_length = 1, description = "The file"),
         ("Range" = Option<String>, Header, description = "One range of bytes"),
         ("If-Range" = Option<String>, Header, description = "The range only if the file is still this one (ETag or time)"),
         ("If-None-Match" = Option<String>, Header, description = "304 if the file is still this one"),
     ),
     responses(
-        (status = 200, content_type = "application/octet-stream", description = "The file; Content-Type by its name"),
-        (status = 206, content_type = "application/octet-stream", description = "The range"),
+        (status = 200, description = "The file; Content-Type by its name", content((Vec<u8> = "*/*")), headers(
+            ("Content-Disposition" = String, description = "The file's name (RFC 6266)"),
+            ("ETag" = String, description = "Names the file as it is, for If-Range and If-None-Match"),
+            ("Last-Modified" = String, description = "Not there where HTTP has no such date"),
+            ("Accept-Ranges" = String, description = "bytes"))),
+        (status = 206, description = "The range", content((Vec<u8> = "*/*")), headers(
+            ("Content-Range" = String, description = "Which bytes of how many"),
+            ("ETag" = String, description = "As with 200"))),
         (status = 304, description = "The client has it already"),
+        (status = 412, body = ErrorBody, description = "The file is another one than If-Match or If-Unmodified-Since says"),
         (status = 413, body = ErrorBody, description = "Larger than max_file_size"),
-        (status = 416, body = ErrorBody, description = "The file has no such range"),
+        (status = 416, body = ErrorBody, description = "The file has no such range", headers(
+            ("Content-Range" = String, description = "How many bytes it has"))),
         ReadRefusals))]
 pub(crate) async fn file(
     State(app): State<Arc<App>>,
@@ -167,6 +175,13 @@ pub(crate) async fn file(
     }
     head.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let (matched, unmodified) = (text(header::IF_MATCH), text(header::IF_UNMODIFIED_SINCE));
+    if conditions::is_another(matched, unmodified, content.state()) {
+        return Err(Failure::new(
+            StatusCode::PRECONDITION_FAILED,
+            "the file is another one than If-Match or If-Unmodified-Since says",
+        ));
+    }
     let (none_match, since) = (text(header::IF_NONE_MATCH), text(header::IF_MODIFIED_SINCE));
     if conditions::not_modified(none_match, since, content.state()) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -204,7 +219,10 @@ pub(crate) async fn file(
     let first = first_record(&caller, &mount, &what);
     let ticket = begin(&app, &caller, &mount, hangup, what)?;
     app.recorder.write(first).await?;
-    *response.body_mut() = Body::new(FileBody::new(content.file, start, end, ticket));
+    let body = FileBody::new(content.file, start, end, ticket);
+    let body = body.begin().await;
+    let body = body.map_err(|e| FilesError::new(path.display(), e))?;
+    *response.body_mut() = Body::new(body);
     Ok(response)
 }
 
@@ -244,21 +262,30 @@ fn paths(parameters: &Parameters) -> Answer<Vec<GuestPath>> {
     params(
         ("mount_id" = String, Path, description = "The mount"),
         ("path" = Option<Vec<String>>, Query, description = "The folder; given several times: files and folders"),
-        ("format" = Option<String>, Query, description = "`zip`, `tar.gz` or `tar.zst`; zip if nobody says"),
+        ("format" = inline(Option<Format>), Query, description = "The kind of archive; zip if nobody says"),
     ),
     responses(
-        (status = 200, description = "The archive", content((Vec<u8> = "application/zip"), (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd"))),
+        (status = 200, description = "The archive", content((Vec<u8> = "application/zip"), (Vec<u8> = "application/gzip"), (Vec<u8> = "application/zstd")), headers(
+            ("Content-Disposition" = String, description = "The archive's name (RFC 6266)"))),
         (status = 413, body = ErrorBody, description = "Larger than max_archive_size"),
+        (status = 505, body = ErrorBody, description = "Asked by HTTP/1.0, whose clients cannot tell a whole archive from a part"),
         ReadRefusals))]
 pub(crate) async fn directory(
     State(app): State<Arc<App>>,
     caller: Caller,
     Segment(id): Segment,
     Extension(hangup): Extension<Hangup>,
-    method: Method,
+    (method, version): (Method, Version),
     parameters: Parameters,
 ) -> Answer<Response> {
     caller.must_be(Role::Operator)?;
+    if version < Version::HTTP_11 {
+        // The end of the connection would be the end of the archive, however it came.
+        return Err(Failure::new(
+            StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            "an archive needs HTTP/1.1; a proxy must speak it too (nginx: proxy_http_version 1.1)",
+        ));
+    }
     let format = parameters.word("format", FORMATS)?.unwrap_or(Format::Zip);
     let paths = paths(&parameters)?;
     let (asked, who, wanted) = (Arc::clone(&app), caller.clone(), paths.clone());

@@ -64,7 +64,7 @@ pub(crate) struct Files {
         ("path" = Option<String>, Query, description = "The folder; the disk's own if nobody says"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "At most so many"),
         ("cursor" = Option<String>, Query, description = "next_cursor of the page before"),
-        ("order" = Option<String>, Query, description = "`name`, or `directory` for the folder's own"),
+        ("order" = inline(Option<Order>), Query, description = "`name`, or `directory` for the folder's own"),
         ("recursive" = Option<bool>, Query, description = "All that lies below, at most `limit` (1000 if nobody says)"),
     ),
     responses((status = 200, body = Files), ReadRefusals))]

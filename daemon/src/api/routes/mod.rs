@@ -58,7 +58,7 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .routes(routes!(running::cancel))
         .routes(routes!(audit::list))
         .split_for_parts();
-    let document = Arc::new(document);
+    let document = Arc::new(document::complete(document));
     api.route("/health", get(health::health))
         .route("/metrics", get(metrics::page))
         .route("/", get(|| async { Redirect::to("/docs") }))

@@ -35,7 +35,7 @@ const BLOCK: usize = 256 * 1024;
 /// The longest name.
 const MOST_NAME: usize = 0xffff;
 /// Buffers that are kept for the next blocks.
-const SPARE: usize = 8;
+const SPARE: usize = 2;
 
 /// A ZIP archive in the making.
 pub(super) struct Zip<'a> {
