@@ -16,14 +16,17 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use support::http::{Api, Session, disk_of, encoded};
+use support::http::{Answer, Api, Session, disk_of, encoded};
 use support::images::{RawDisk, flipped, full, varied_tree};
 use support::{Lab, facts, shell};
 
+/// Entries of the large folder, 50 folders among them.
+const COUNT: usize = 20_000;
 const STAMP: &str = "20251008-192431";
 
 /// A mount of a VM's only disk, and its folder in the tree.
@@ -269,9 +272,10 @@ mkdir $'fo\xff\nlder'; echo below > $'fo\xff\nlder/\xfe'
 
 #[test]
 fn a_folder_of_any_size_comes_in_pages() {
-    const COUNT: usize = 20_000;
     let api = Api::with("", |lab| {
-        let disk = disk_of(lab, "many", "160M", |root| {
+        // The kernel puts so many into a folder faster than mke2fs does.
+        let disk = RawDisk::ext4(lab.path("work/many.raw"), "160M", &["-N", "30000"]);
+        disk.write(|root| {
             let many = root.join("many");
             fs::create_dir(&many).unwrap();
             for n in 0..COUNT - 50 {
@@ -325,12 +329,51 @@ fn a_folder_of_any_size_comes_in_pages() {
             assert_eq!(all, names(&whole));
         }
     }
+    counting_keeps_nobody_out(&session, &format!("/api/v1/restore/{mount}"));
     let began = Instant::now();
     assert_eq!(
         session.get(&format!("{base}&limit=1000")).ok()["files"][0]["name"],
         "folder 0"
     );
     assert!(began.elapsed() < Duration::from_secs(2));
+}
+
+/// Many who want to know the size of a large folder, half of whom go at once: others are
+/// answered meanwhile, and all who stay get it in their turn.
+fn counting_keeps_nobody_out(session: &Session<'_>, base: &str) {
+    let size = session.request("GET", &format!("{base}/size?path=/many"));
+    let clients: Vec<Child> = (0..100)
+        .map(|n| {
+            let mut command = size.command();
+            if n % 2 == 0 {
+                command.args(["--max-time", "0.05"]);
+            }
+            command
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for _ in 0..10 {
+        let began = Instant::now();
+        session.get(&format!("{base}/file-info?path=/many")).ok();
+        assert!(
+            began.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+    for (n, client) in clients.into_iter().enumerate() {
+        let output = client.wait_with_output().unwrap();
+        if n % 2 == 1 {
+            let answer = Answer::parse(&output.stdout).unwrap();
+            match answer.status {
+                200 => assert_eq!(answer.json()["total_files"], COUNT - 50),
+                _ => assert!(answer.status == 503 && answer.header("retry-after").is_some()),
+            }
+        }
+    }
 }
 
 /// A backup whose image has lost its end.

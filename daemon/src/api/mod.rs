@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use sendense::catalog::Catalog;
 use sendense::{Error, Result};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use self::answer::{Answer, Failure};
 use self::downloads::Downloads;
@@ -71,6 +71,8 @@ pub(crate) struct App {
     pub(crate) uses: Arc<Uses>,
     pub(crate) downloads: Arc<Downloads>,
     pub(crate) pool: archive::Pool,
+    /// Places for folders to be counted.
+    pub(crate) counting: Arc<Semaphore>,
     pub(crate) started: Instant,
     pub(crate) requests: routes::metrics::Requests,
     pub(crate) looks: routes::health::Looks,
@@ -154,6 +156,7 @@ fn serve(config: &Config) -> Result<()> {
         )?),
         uses: Arc::new(Uses::default()),
         downloads: Downloads::new(config.max_downloads),
+        counting: Arc::new(Semaphore::new(routes::size::COUNTS)),
         pool: archive::Pool::new().map_err(|e| Error::io("threads for archives", e))?,
         started: Instant::now(),
         requests: routes::metrics::Requests::default(),

@@ -3,9 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
@@ -15,11 +13,10 @@ use jiff::Timestamp;
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 use sendense::catalog::{Action, AuditRecord, Mount, Outcome, Role};
-use serde::Serialize;
 use tokio::sync::mpsc;
-use utoipa::ToSchema;
 
 use super::files::enter;
+use super::size::{measure, within};
 use crate::api::answer::{Answer, ErrorBody, Failure, ReadRefusals};
 use crate::api::caller::Caller;
 use crate::api::downloads::{Download, Ended, Hangup, Ticket};
@@ -35,8 +32,6 @@ use crate::files::name::GuestPath;
 
 /// Pieces of an archive that wait for the client.
 const PIECES: usize = 2;
-/// How long the size of an archive may take to be found.
-const MEASURING: Duration = Duration::from_secs(60);
 /// The most paths in one archive.
 const PATHS: usize = 1000;
 
@@ -240,7 +235,7 @@ const FORMATS: &[(&str, Format)] = &[
 ];
 
 /// The paths of a request: one folder, or several of anything.
-fn paths(parameters: &Parameters) -> Answer<Vec<GuestPath>> {
+pub(super) fn paths(parameters: &Parameters) -> Answer<Vec<GuestPath>> {
     let given: Vec<&[u8]> = parameters.all("path").collect();
     if given.len() > PATHS {
         return Err(Failure::bad_request(format!(
@@ -289,20 +284,20 @@ pub(crate) async fn directory(
     let format = parameters.word("format", FORMATS)?.unwrap_or(Format::Zip);
     let paths = paths(&parameters)?;
     let (asked, who, wanted) = (Arc::clone(&app), caller.clone(), paths.clone());
-    let (mount, root, total) = blocking(move || {
+    let (mount, root) = blocking(move || {
         let (mount, root) = enter(&asked, &who, &id)?;
-        let kept = asked.uses.keep(&mount.id);
         for path in &wanted {
             look(&root, path, wanted.len() == 1)?;
         }
-        let total = match asked.config.max_archive_size {
-            None => None,
-            Some(most) => Some(within(&root, &wanted, most)?),
-        };
-        drop(kept);
-        Ok((mount, root, total))
+        Ok((mount, root))
     })
     .await?;
+    // Until the ticket keeps it.
+    let _kept = app.uses.keep(&mount.id);
+    let total = match app.config.max_archive_size {
+        None => None,
+        Some(most) => Some(within(measure(&app, &root, &paths).await?, most)?),
+    };
     let stem = match paths.as_slice() {
         [only] => only.name().map(<[u8]>::to_vec),
         _ => None,
@@ -338,7 +333,7 @@ pub(crate) async fn directory(
 }
 
 /// That a path is there, and is a folder if it must be.
-fn look(root: &Beneath, path: &GuestPath, must_be_folder: bool) -> Answer<()> {
+pub(super) fn look(root: &Beneath, path: &GuestPath, must_be_folder: bool) -> Answer<()> {
     let failed = |e| FilesError::new(path.display(), e);
     let place = root.open(&path.relative(), OFlag::O_PATH).map_err(failed)?;
     let stat = fstat(&place).map_err(|e| failed(e.into()))?;
@@ -351,33 +346,7 @@ fn look(root: &Beneath, path: &GuestPath, must_be_folder: bool) -> Answer<()> {
     Ok(())
 }
 
-/// The bytes that an archive of the paths holds.
-///
-/// # Errors
-/// 413 if they are more than may be.
-fn within(root: &Beneath, paths: &[GuestPath], most: u64) -> Answer<u64> {
-    let measure = measure(root, paths)?;
-    if measure.bytes > most {
-        return Err(Failure::too_large(format!(
-            "that is {} bytes in {} files, and at most {most} may be downloaded as one archive \
-             (max_archive_size)",
-            measure.bytes, measure.files
-        )));
-    }
-    if !measure.complete {
-        return Err(Failure::too_large(
-            "that is too much to be counted in time; take it in parts",
-        ));
-    }
-    Ok(measure.bytes)
-}
-
-fn measure(root: &Beneath, paths: &[GuestPath]) -> Answer<archive::Measure> {
-    archive::measure(root, &names(paths), MEASURING, &AtomicBool::new(false))
-        .map_err(Failure::internal)
-}
-
-fn names(paths: &[GuestPath]) -> Vec<Vec<Vec<u8>>> {
+pub(super) fn names(paths: &[GuestPath]) -> Vec<Vec<Vec<u8>>> {
     let names = |path: &GuestPath| path.names().map(<[u8]>::to_vec).collect();
     paths.iter().map(names).collect()
 }
@@ -430,55 +399,4 @@ impl archive::Output for Pieces {
             .blocking_send(Word::Piece(piece))
             .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
-}
-
-/// What an archive would hold.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Size {
-    mount_id: String,
-    paths: Vec<String>,
-    total_files: u64,
-    total_directories: u64,
-    /// Bytes of content, before compression.
-    total_bytes: u64,
-    /// Whether all was counted; there is a limit in time.
-    complete: bool,
-    /// Whether it is more than may be downloaded as one archive.
-    too_large: bool,
-}
-
-/// How much an archive of these paths would hold, before it is begun.
-#[utoipa::path(get, path = "/api/v1/restore/{mount_id}/size", tag = "Downloads",
-    params(
-        ("mount_id" = String, Path, description = "The mount"),
-        ("path" = Option<Vec<String>>, Query, description = "Files and folders, each once"),
-    ),
-    responses((status = 200, body = Size), ReadRefusals))]
-pub(crate) async fn size(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Segment(id): Segment,
-    parameters: Parameters,
-) -> Answer<Json<Size>> {
-    let paths = paths(&parameters)?;
-    blocking(move || {
-        let (mount, root) = enter(&app, &caller, &id)?;
-        let kept = app.uses.keep(&mount.id);
-        for path in &paths {
-            look(&root, path, false)?;
-        }
-        let measure = measure(&root, &paths)?;
-        drop(kept);
-        let most = app.config.max_archive_size;
-        Ok(Json(Size {
-            mount_id: mount.id,
-            paths: paths.iter().map(GuestPath::display).collect(),
-            total_files: measure.files,
-            total_directories: measure.directories,
-            total_bytes: measure.bytes,
-            complete: measure.complete,
-            too_large: most.is_some_and(|most| measure.bytes > most),
-        }))
-    })
-    .await
 }

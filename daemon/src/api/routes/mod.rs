@@ -11,6 +11,7 @@ pub(crate) mod machines;
 pub(crate) mod metrics;
 pub(crate) mod mounts;
 pub(crate) mod running;
+pub(crate) mod size;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,7 +54,7 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .routes(routes!(files::info))
         .routes(routes!(download::file))
         .routes(routes!(download::directory))
-        .routes(routes!(download::size))
+        .routes(routes!(size::size))
         .routes(routes!(running::list))
         .routes(routes!(running::cancel))
         .routes(routes!(audit::list))
