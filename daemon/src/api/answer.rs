@@ -123,8 +123,14 @@ impl From<sendense::Error> for Failure {
                     ..Self::new(StatusCode::CONFLICT, error.to_string())
                 };
             }
-            Error::NoSlot { .. } | Error::Exhausted { .. } | Error::NoDaemon(_) => {
-                return Self::later(StatusCode::SERVICE_UNAVAILABLE, error.to_string(), 5);
+            Error::NoSlot { .. } | Error::Exhausted { .. } => {
+                let message = public(&error.to_string());
+                return Self::later(StatusCode::SERVICE_UNAVAILABLE, message, 5);
+            }
+            Error::NoDaemon(_) => {
+                tracing::warn!("{error}");
+                let message = "the daemon does not answer; is it running (sendense serve)?";
+                return Self::later(StatusCode::SERVICE_UNAVAILABLE, message, 5);
             }
             Error::Locked { .. } => StatusCode::LOCKED,
             Error::Unsupported { .. } => StatusCode::UNPROCESSABLE_ENTITY,
@@ -135,20 +141,42 @@ impl From<sendense::Error> for Failure {
                 let message = "the catalog cannot be used now; the server's log says why";
                 return Self::later(StatusCode::SERVICE_UNAVAILABLE, message, 5);
             }
-            // Their sentences name files of the host.
             Error::ImageMissing { .. }
             | Error::ImageOutside { .. }
             | Error::ImageInvalid { .. }
-            | Error::Qemu { .. } => {
+            | Error::Qemu { .. }
+            | Error::Corrupt { .. }
+            | Error::Daemon(_) => {
                 tracing::warn!("{error}");
-                let message = "the backup's image cannot be opened; the server's log says why";
-                return Self::new(StatusCode::BAD_GATEWAY, message);
+                StatusCode::BAD_GATEWAY
             }
-            Error::Corrupt { .. } | Error::Daemon(_) => StatusCode::BAD_GATEWAY,
             Error::Io { .. } | Error::WouldWait => return Self::internal(error),
         };
-        Self::new(status, error.to_string())
+        Self::new(status, public(&error.to_string()))
     }
+}
+
+/// A sentence without the folders of this host: of every path in it the last name.
+pub(crate) fn public(sentence: &str) -> String {
+    let ends = |c: char| c.is_whitespace() || matches!(c, ',' | ';' | ')' | '"' | '\'' | '`');
+    let mut shown = String::with_capacity(sentence.len());
+    for word in sentence.split_inclusive(ends) {
+        let start = word.find("//").or_else(|| word.find('/'));
+        // Only what is a path from the root: `I/O` is none.
+        let before = start
+            .and_then(|start| word.get(..start))
+            .unwrap_or_default();
+        let is_path = start.is_some() && !before.ends_with(char::is_alphanumeric);
+        match word.trim_end_matches('/').rsplit_once('/') {
+            Some((_, last)) if is_path => {
+                let opening = before.trim_end_matches(char::is_alphanumeric);
+                shown.push_str(opening);
+                shown.push_str(last);
+            }
+            _ => shown.push_str(word),
+        }
+    }
+    shown
 }
 
 impl From<FilesError> for Failure {
@@ -250,5 +278,31 @@ impl IntoResponses for LookUpRefusals {
         let mut all = Refusals::responses();
         all.extend(described(&[("404", "There is no such thing")]));
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_lose_the_folders_of_the_host() {
+        for (said, shown) in [
+            (
+                "/backup/a/disk-0/b.qcow2: the image is not there (backing file of /backup/c.qcow2)",
+                "b.qcow2: the image is not there (backing file of c.qcow2)",
+            ),
+            (
+                "vm1: Input/output error, I/O",
+                "vm1: Input/output error, I/O",
+            ),
+            (
+                "no space in `/var/lib/sendense`; make room",
+                "no space in `sendense`; make room",
+            ),
+            ("nothing to hide", "nothing to hide"),
+        ] {
+            assert_eq!(public(said), shown);
+        }
     }
 }

@@ -15,9 +15,10 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
 use sendense::catalog::{Action, AuditRecord, Mount, Outcome, Role, Session};
 
+use super::App;
 use super::answer::{Answer, Failure};
 use super::record::Recorder;
-use super::{App, blocking};
+use crate::api::work::with_catalog;
 use crate::auth::token::{Claims, Refusal, TokenKey};
 
 /// The cookie that holds the token.
@@ -116,7 +117,7 @@ impl FromRequestParts<Arc<App>> for Caller {
         }
         let recorder = Arc::clone(&app.recorder);
         let (app, asked) = (Arc::clone(app), claims.clone());
-        let session = blocking(move || {
+        let session = with_catalog(move || {
             let (user, generation) = (asked.user_id(), asked.generation);
             Ok(app.catalog.session(user, generation, &asked.jti)?)
         })

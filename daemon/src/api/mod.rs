@@ -8,6 +8,7 @@
 //! - [`transport`] and [`places`]: connections; [`confine`]: what the process may;
 //! - [`caller`]: who asks; [`request`] and [`answer`]: what goes in and out;
 //! - [`routes`]: one file a subject; [`document`]: what describes them;
+//! - [`work`]: what may wait, and how much of it at once;
 //! - [`uses`] and [`downloads`]: what keeps a mount alive; [`record`]: the audit.
 
 mod answer;
@@ -22,6 +23,7 @@ mod routes;
 mod stream;
 mod transport;
 mod uses;
+mod work;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,7 +33,6 @@ use sendense::catalog::Catalog;
 use sendense::{Error, Result};
 use tokio::sync::{Semaphore, watch};
 
-use self::answer::{Answer, Failure};
 use self::downloads::Downloads;
 use self::record::Recorder;
 use self::transport::Transport;
@@ -50,8 +51,8 @@ use crate::signals::Shutdown;
 const EX_CONFIG: u8 = 78;
 /// Connections to the catalog: as many requests read it at once.
 const CATALOG_READERS: usize = 8;
-/// Requests that wait for the disk, the daemon or the catalog at once; more wait.
-const BLOCKING_THREADS: usize = 128;
+/// Threads for what is limited by itself: health, folders that are counted.
+const MORE_THREADS: usize = 16;
 /// Passwords that are looked at at once: each takes 19 MiB and a core.
 const HASHES: usize = 2;
 /// How long a log-in waits for its turn.
@@ -77,33 +78,6 @@ pub(crate) struct App {
     pub(crate) requests: routes::metrics::Requests,
     pub(crate) looks: routes::health::Looks,
     pub(crate) process: process::Watched,
-}
-
-/// Runs work that may wait on a thread of its own.
-///
-/// # Errors
-/// Those of the work.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Answer<T> + Send + 'static,
-) -> Answer<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(e) => Err(Failure::internal(e)),
-    }
-}
-
-/// Runs what must come to its end, with its record, also where the client goes away in
-/// the middle and nobody waits for the answer any more.
-///
-/// # Errors
-/// Those of the work.
-pub(crate) async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Answer<T>> + Send + 'static,
-) -> Answer<T> {
-    match tokio::spawn(work).await {
-        Ok(result) => result,
-        Err(e) => Err(Failure::internal(e)),
-    }
 }
 
 /// Serves until a signal comes.
@@ -165,9 +139,13 @@ fn serve(config: &Config) -> Result<()> {
         catalog,
         config: config.clone(),
     });
+    // A download reads two pieces at a time.
+    let threads = work::PLACES
+        .saturating_add(MORE_THREADS)
+        .saturating_add(config.max_downloads.saturating_mul(2));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS.saturating_add(config.max_downloads))
+        .max_blocking_threads(threads)
         .build()
         .map_err(|e| Error::io("the runtime of the HTTP side", e))?;
     let (ended, end) = watch::channel(false);
@@ -212,10 +190,11 @@ fn listen(config: &Config) -> Result<std::net::TcpListener> {
             ),
             e,
         ),
-        std::io::ErrorKind::AddrNotAvailable => Error::Invalid(format!(
-            "listen: {} is not an address of this host",
-            config.listen
-        )),
+        // It may come up later, as after a boot.
+        std::io::ErrorKind::AddrNotAvailable => Error::io(
+            format!("listen: {} is not an address of this host", config.listen),
+            e,
+        ),
         _ => Error::io(format!("listening at {}", config.listen), e),
     };
     let listener = std::net::TcpListener::bind(config.listen).map_err(refuse)?;

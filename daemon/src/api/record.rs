@@ -5,7 +5,7 @@
 //! record is written; nobody takes a file without one.
 
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,7 @@ struct Entry {
 pub(crate) struct Recorder {
     queue: Mutex<Option<SyncSender<Entry>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 impl Recorder {
@@ -49,27 +50,39 @@ impl Recorder {
     /// `Io` if there can be no thread.
     pub(crate) fn start(catalog: Arc<Catalog>, retention: Duration) -> Result<Self> {
         let (sender, receiver) = mpsc::sync_channel(QUEUE);
+        let trouble = Arc::new(Mutex::new(None));
+        let told = Arc::clone(&trouble);
         let thread = std::thread::Builder::new()
             .name("audit".into())
-            .spawn(move || write(&catalog, &receiver, retention))
+            .spawn(move || write(&catalog, &receiver, retention, &told))
             .map_err(|e| Error::io("the thread of the audit record", e))?;
         Ok(Self {
             queue: Mutex::new(Some(sender)),
             thread: Mutex::new(Some(thread)),
+            trouble,
         })
     }
 
-    fn send(&self, entry: Entry) -> bool {
-        let queue = self.queue.lock().clone();
-        queue.is_some_and(|queue| queue.try_send(entry).is_ok())
+    /// What finds no place in the queue comes back.
+    fn send(&self, entry: Entry) -> std::result::Result<(), Box<AuditRecord>> {
+        let Some(queue) = self.queue.lock().clone() else {
+            return Err(Box::new(entry.record));
+        };
+        queue.try_send(entry).map_err(|refused| match refused {
+            TrySendError::Full(entry) | TrySendError::Disconnected(entry) => Box::new(entry.record),
+        })
+    }
+
+    /// Why the last records could not be written, if they could not.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
     }
 
     /// Records without waiting. What finds the queue full goes to the log.
     pub(crate) fn note(&self, record: AuditRecord) {
-        let shown = format!("{record:?}");
         let written = None;
-        if !self.send(Entry { record, written }) {
-            tracing::error!(record = shown, "not in the audit record: its queue is full");
+        if let Err(record) = self.send(Entry { record, written }) {
+            tracing::error!(?record, "not in the audit record: its queue is full");
         }
     }
 
@@ -87,11 +100,11 @@ impl Recorder {
             )
         };
         let (done, written) = oneshot::channel();
-        let written_to = Some(done);
-        if !self.send(Entry {
+        let entry = Entry {
             record,
-            written: written_to,
-        }) {
+            written: Some(done),
+        };
+        if self.send(entry).is_err() {
             return Err(refuse());
         }
         match tokio::time::timeout(PATIENCE, written).await {
@@ -109,7 +122,12 @@ impl Recorder {
     }
 }
 
-fn write(catalog: &Catalog, queue: &Receiver<Entry>, retention: Duration) {
+fn write(
+    catalog: &Catalog,
+    queue: &Receiver<Entry>,
+    retention: Duration,
+    trouble: &Mutex<Option<String>>,
+) {
     let mut pruned: Option<Instant> = None;
     loop {
         if pruned.is_none_or(|at| at.elapsed() >= PRUNE) {
@@ -141,7 +159,9 @@ fn write(catalog: &Catalog, queue: &Receiver<Entry>, retention: Duration) {
             }
         }
         let records: Vec<AuditRecord> = batch.iter().map(|entry| entry.record.clone()).collect();
-        match catalog.record_audit(&records) {
+        let result = catalog.record_audit(&records);
+        *trouble.lock() = result.as_ref().err().map(ToString::to_string);
+        match result {
             Ok(()) => {
                 for entry in batch {
                     if let Some(written) = entry.written {

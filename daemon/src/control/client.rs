@@ -153,10 +153,10 @@ impl Client {
     pub(super) fn ask(&self, request: &Request, patience: Duration) -> Result<Answer> {
         let stream = connect(&self.socket, patience).map_err(|e| self.no_connection(&e))?;
         let failed = |e: std::io::Error| match e.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => Error::TimedOut {
-                what: format!("the daemon at {}", self.socket.display()),
-                after: patience,
-            },
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Error::NoDaemon(format!(
+                "the daemon at {} did not answer within {patience:?}",
+                self.socket.display()
+            )),
             _ => Error::NoDaemon(format!("the daemon at {}: {e}", self.socket.display())),
         };
         stream.set_read_timeout(Some(patience)).map_err(failed)?;

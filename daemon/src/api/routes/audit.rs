@@ -8,10 +8,11 @@ use sendense::catalog::{Action, AuditFilter, AuditRecord, Role};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::api::App;
 use crate::api::answer::{Answer, Failure, Refusals};
 use crate::api::caller::Caller;
 use crate::api::request::Parameters;
-use crate::api::{App, blocking};
+use crate::api::work::with_catalog;
 
 /// How many records are answered when nobody says.
 const USUAL: u64 = 100;
@@ -40,7 +41,7 @@ pub(crate) struct Audit {
         ("since" = Option<String>, Query, description = "From this time on (RFC 3339)"),
         ("until" = Option<String>, Query, description = "Before this time (RFC 3339)"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "At most so many; 100 if nobody says"),
-        ("cursor" = Option<u64>, Query, minimum = 1, description = "From next_cursor of an answer"),
+        ("cursor" = Option<String>, Query, pattern = "^[0-9]{0,18}$", description = "From next_cursor of an answer"),
     ),
     responses((status = 200, body = Audit), Refusals))]
 pub(crate) async fn list(
@@ -65,7 +66,13 @@ pub(crate) async fn list(
     let action = parameters.word("action", &words.collect::<Vec<_>>())?;
     let limit = parameters.number("limit", 1, MOST)?.unwrap_or(USUAL);
     let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-    let before_id = parameters.number("cursor", 1, i64::MAX.unsigned_abs())?;
+    let cursor = parameters.text("cursor")?;
+    let number = |text: &str| text.parse::<i64>().ok().filter(|id| *id >= 0);
+    let wrong = || Failure::bad_request("the parameter `cursor` is none that an answer gave");
+    let before_id = match cursor {
+        Some(text) => Some(number(text).ok_or_else(wrong)?),
+        None => None,
+    };
     let filter = AuditFilter {
         user: text("user")?,
         action,
@@ -74,10 +81,10 @@ pub(crate) async fn list(
         mount_id: text("mount_id")?,
         since: time("since")?,
         until: time("until")?,
-        before_id: before_id.and_then(|id| i64::try_from(id).ok()),
+        before_id,
         limit,
     };
-    let records = blocking(move || Ok(app.catalog.audit(&filter)?)).await?;
+    let records = with_catalog(move || Ok(app.catalog.audit(&filter)?)).await?;
     let full = u32::try_from(records.len()).is_ok_and(|count| count == limit);
     Ok(Json(Audit {
         count: records.len(),

@@ -1,6 +1,7 @@
 //! The backups: lists, details, chains.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -8,10 +9,11 @@ use sendense::catalog::{Backup, BackupSummary, ChainLink};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::api::answer::{Answer, Failure, LookUpRefusals, ReadRefusals, Refusals};
+use crate::api::App;
+use crate::api::answer::{Answer, Failure, LookUpRefusals, ReadRefusals, Refusals, public};
 use crate::api::caller::Caller;
 use crate::api::request::{Parameters, Segment};
-use crate::api::{App, blocking};
+use crate::api::work::{with_catalog, with_daemon};
 
 /// The backups that the caller may see.
 #[derive(Debug, Serialize, ToSchema)]
@@ -28,6 +30,9 @@ pub(crate) enum Status {
     InProgress,
     Completed,
     Failed,
+    /// What a form sends whose field is left empty.
+    #[schema(rename = "")]
+    Any,
 }
 
 const STATUSES: &[(&str, Status)] = &[
@@ -35,6 +40,7 @@ const STATUSES: &[(&str, Status)] = &[
     ("in_progress", Status::InProgress),
     ("completed", Status::Completed),
     ("failed", Status::Failed),
+    ("", Status::Any),
 ];
 
 impl Status {
@@ -58,12 +64,13 @@ pub(crate) async fn list(
     parameters: Parameters,
 ) -> Answer<Json<Backups>> {
     let vm = parameters.text("vm_name")?.map(str::to_owned);
-    let status = parameters.word("status", STATUSES)?.map(Status::name);
+    let status = parameters.word("status", STATUSES)?;
+    let status = status.map(Status::name).filter(|name| !name.is_empty());
     if let Some(vm) = &vm {
         caller.must_see(vm)?;
     }
     let mut backups =
-        blocking(move || Ok(app.catalog.backup_summaries(vm.as_deref(), status)?)).await?;
+        with_catalog(move || Ok(app.catalog.backup_summaries(vm.as_deref(), status)?)).await?;
     backups.retain(|backup| caller.sees(&backup.vm_name));
     Ok(Json(Backups {
         total_count: backups.len(),
@@ -81,11 +88,14 @@ pub(crate) async fn detail(
     Segment(id): Segment,
 ) -> Answer<Json<Backup>> {
     let unknown = Failure::not_found(format!("backup not found: {id}"));
-    let backup = blocking(move || Ok(app.catalog.backup(&id)?)).await?;
+    let backup = with_catalog(move || Ok(app.catalog.backup(&id)?)).await?;
     let backup = backup.ok_or(unknown)?;
     caller.must_see(&backup.vm_name)?;
     Ok(Json(backup))
 }
+
+/// How long the images of a chain may take to be looked at.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The backups of a VM, each with its place in its chain.
 #[derive(Debug, Serialize, ToSchema)]
@@ -125,7 +135,7 @@ pub(crate) async fn chain(
     let vm_name = parameters.required("vm_name")?.to_owned();
     let repository = parameters.text("repository_id")?.map(str::to_owned);
     caller.must_see(&vm_name)?;
-    blocking(move || {
+    with_daemon(move || {
         let links = app.catalog.chain(&vm_name, repository.as_deref())?;
         if links.is_empty() {
             return Err(Failure::not_found(format!(
@@ -135,12 +145,17 @@ pub(crate) async fn chain(
         }
         let repository_id = links.last().and_then(|link| link.repository_id.clone());
         let size: f64 = links.iter().filter_map(|link| link.size_gb).sum();
+        let began = Instant::now();
         // From the newest: what opens proves all that it lies on.
         let mut chain: Vec<Link> = links
             .into_iter()
             .rev()
             .map(|link| {
-                let reason = obstacle(&app, &link)?;
+                let reason = if began.elapsed() < PATIENCE {
+                    obstacle(&app, &link)?
+                } else {
+                    Some("not looked at: the images of others took too long".into())
+                };
                 Ok(Link {
                     link,
                     is_restorable: reason.is_none(),
@@ -171,6 +186,6 @@ fn obstacle(app: &App, link: &ChainLink) -> Answer<Option<String>> {
     }
     Ok(disks.into_iter().find_map(|disk| {
         let error = disk.error?;
-        Some(format!("disk {}: {error}", disk.disk_index))
+        Some(format!("disk {}: {}", disk.disk_index, public(&error)))
     }))
 }

@@ -17,12 +17,13 @@ use tokio::sync::mpsc;
 
 use super::files::enter;
 use super::size::{measure, within};
+use crate::api::App;
 use crate::api::answer::{Answer, ErrorBody, Failure, ReadRefusals};
 use crate::api::caller::Caller;
 use crate::api::downloads::{Download, Ended, Hangup, Ticket};
 use crate::api::request::{Parameters, Segment};
 use crate::api::stream::{ArchiveBody, FileBody, Word};
-use crate::api::{App, blocking};
+use crate::api::work::with_tree;
 use crate::archive::{self, Format};
 use crate::files::beneath::Beneath;
 use crate::files::conditions::{self, Range};
@@ -148,7 +149,7 @@ pub(crate) async fn file(
         .ok_or_else(|| Failure::bad_request("the parameter `path` is missing"))?;
     let path = GuestPath::parse(parameters.bytes("path")?.unwrap_or_default())?;
     let (asked, who, wanted) = (Arc::clone(&app), caller.clone(), path.clone());
-    let (mount, content) = blocking(move || {
+    let (mount, content) = with_tree(move || {
         let (mount, root) = enter(&asked, &who, &id)?;
         Ok((mount, content::open_file(&root, &wanted)?))
     })
@@ -284,7 +285,7 @@ pub(crate) async fn directory(
     let format = parameters.word("format", FORMATS)?.unwrap_or(Format::Zip);
     let paths = paths(&parameters)?;
     let (asked, who, wanted) = (Arc::clone(&app), caller.clone(), paths.clone());
-    let (mount, root) = blocking(move || {
+    let (mount, root) = with_tree(move || {
         let (mount, root) = enter(&asked, &who, &id)?;
         for path in &wanted {
             look(&root, path, wanted.len() == 1)?;

@@ -9,10 +9,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::mounts::find;
+use crate::api::App;
 use crate::api::answer::{Answer, ReadRefusals};
 use crate::api::caller::Caller;
 use crate::api::request::{Parameters, Segment};
-use crate::api::{App, blocking};
+use crate::api::work::{at_length, with_tree};
 use crate::files::beneath::Beneath;
 use crate::files::entry::Entry;
 use crate::files::info::{self, FileInfo};
@@ -20,6 +21,9 @@ use crate::files::listing::{self, MAX_LIMIT, Order, Page};
 use crate::files::name::GuestPath;
 use crate::files::recursion;
 use crate::files::root::DiskRoot;
+
+/// Listings of at most so many entries are short.
+const SHORT: usize = 1000;
 
 /// A mount and its disk's folder, in use from now on.
 ///
@@ -86,7 +90,7 @@ pub(crate) async fn list(
         )?,
     };
     let recursive = parameters.flag("recursive")?;
-    blocking(move || {
+    let work = move || {
         let (mount, root) = enter(&app, &caller, &id)?;
         let mut record = caller.record_on(Action::List, &mount);
         record.path = Some(path.display());
@@ -115,8 +119,13 @@ pub(crate) async fn list(
         };
         app.recorder.note(record);
         Ok(Json(answer))
-    })
-    .await
+    };
+    // What may be long has fewer places.
+    if recursive || limit.is_none_or(|limit| limit > SHORT) {
+        at_length(work).await
+    } else {
+        with_tree(work).await
+    }
 }
 
 /// All that is known of one file or folder.
@@ -133,7 +142,7 @@ pub(crate) async fn info(
     parameters: Parameters,
 ) -> Answer<Json<FileInfo>> {
     let path = GuestPath::parse(parameters.bytes("path")?.unwrap_or_default())?;
-    blocking(move || {
+    with_tree(move || {
         let (_, root) = enter(&app, &caller, &id)?;
         Ok(Json(info::info(&root, &path)?))
     })

@@ -10,8 +10,9 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::api::App;
 use crate::api::answer::{Answer, Failure};
-use crate::api::{App, blocking, to_the_end};
+use crate::api::work::{on_a_thread, to_the_end};
 use crate::control::Status;
 use crate::files::root::DiskRoot;
 use crate::watch;
@@ -108,7 +109,7 @@ impl Part {
             return Err(late());
         }
         let asked = Asked(Arc::clone(&self.0));
-        let answer = blocking(move || {
+        let answer = on_a_thread(move || {
             let _asked = asked;
             work()
         });
@@ -151,9 +152,14 @@ impl Look {
         let tree = looks
             .tree
             .ask(move || Ok(DiskRoot::tree(&two.config.mountpoint).map(drop)?));
-        let catalog = looks
-            .catalog
-            .ask(move || Ok(three.catalog.mounts_so_far().map(drop)?));
+        let catalog = looks.catalog.ask(move || {
+            three.catalog.mounts_so_far()?;
+            // Nothing is handed out that cannot be recorded.
+            match three.recorder.trouble() {
+                None => Ok(()),
+                Some(_) => Err(Failure::bad_request("it cannot be written to")),
+            }
+        });
         let (daemon, tree, catalog) = tokio::join!(daemon, tree, catalog);
         Self {
             // The daemon's own words name its socket.

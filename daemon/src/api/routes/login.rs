@@ -13,10 +13,11 @@ use sendense::catalog::{Action, AuditRecord, Grants, Outcome};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::api::App;
 use crate::api::answer::{Answer, ErrorBody, Failure, Refusals};
 use crate::api::caller::{self, Caller};
 use crate::api::request::Body;
-use crate::api::{App, blocking};
+use crate::api::work::{to_log_in, with_catalog};
 
 /// A name and its password.
 #[derive(Deserialize, ToSchema)]
@@ -82,7 +83,7 @@ pub(crate) async fn login(
     })?;
     let mut record = AuditRecord::now(Action::Login, &*name, address.to_string());
     let checked = Arc::clone(&app);
-    let login = blocking(move || {
+    let login = to_log_in(move || {
         let known = checked.catalog.user_for_login(&given.username)?;
         let hash = known.as_ref().map(|login| login.password_hash.as_str());
         let right = checked.hasher.verify(&given.password, hash)?;
@@ -109,7 +110,7 @@ pub(crate) async fn login(
         .issue(login.id, &login.name, login.generation, lifetime, now)?;
     app.recorder.write(record).await?;
     let (noted, user) = (Arc::clone(&app), login.id);
-    blocking(move || {
+    with_catalog(move || {
         noted.catalog.prune_tokens(now.as_second())?;
         Ok(noted.catalog.record_login(user)?)
     })
@@ -158,7 +159,7 @@ pub(crate) struct LogoutAnswer {
 pub(crate) async fn logout(State(app): State<Arc<App>>, caller: Caller) -> Answer<Response> {
     app.recorder.write(caller.record(Action::Logout)).await?;
     let revoked = Arc::clone(&app);
-    blocking(move || {
+    with_catalog(move || {
         let claims = caller.claims;
         Ok(revoked.catalog.revoke_token(&claims.jti, claims.exp)?)
     })

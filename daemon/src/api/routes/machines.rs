@@ -8,10 +8,11 @@ use sendense::catalog::{VmContext, VmDisks};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::api::App;
 use crate::api::answer::{Answer, Failure, LookUpRefusals, Refusals};
 use crate::api::caller::Caller;
 use crate::api::request::{Parameters, Segment};
-use crate::api::{App, blocking};
+use crate::api::work::with_catalog;
 
 /// The VMs that the caller may see.
 #[derive(Debug, Serialize, ToSchema)]
@@ -34,7 +35,7 @@ pub(crate) async fn list(
 ) -> Answer<Json<VmContexts>> {
     let name = parameters.text("vm_name")?.map(str::to_owned);
     let search = parameters.text("search")?.map(str::to_lowercase);
-    let mut all = blocking(move || Ok(app.catalog.vm_contexts()?)).await?;
+    let mut all = with_catalog(move || Ok(app.catalog.vm_contexts()?)).await?;
     all.retain(|vm| {
         caller.sees(&vm.vm_name)
             && name.as_ref().is_none_or(|name| *name == vm.vm_name)
@@ -62,7 +63,7 @@ pub(crate) async fn detail(
     Segment(name): Segment,
 ) -> Answer<Json<VmContext>> {
     caller.must_see(&name)?;
-    let all = blocking(move || {
+    let all = with_catalog(move || {
         let mut all = app.catalog.vm_contexts()?;
         all.retain(|vm| vm.vm_name == name);
         // Several may share the name; the newest is the VM that there is now.
@@ -83,6 +84,6 @@ pub(crate) async fn disks(
 ) -> Answer<Json<VmDisks>> {
     caller.must_see(&name)?;
     let disks =
-        blocking(move || app.catalog.vm_disks(&name)?.ok_or_else(|| unknown(&name))).await?;
+        with_catalog(move || app.catalog.vm_disks(&name)?.ok_or_else(|| unknown(&name))).await?;
     Ok(Json(disks))
 }

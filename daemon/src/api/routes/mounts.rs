@@ -11,10 +11,11 @@ use sendense::catalog::{Action, Mount, Outcome, Role};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::api::App;
 use crate::api::answer::{Answer, Failure, LookUpRefusals, ReadRefusals, Refusals};
 use crate::api::caller::Caller;
 use crate::api::request::{Body, Segment};
-use crate::api::{App, blocking, to_the_end};
+use crate::api::work::{to_the_end, with_catalog, with_daemon};
 
 /// What is to be mounted.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -152,7 +153,7 @@ async fn make(app: Arc<App>, caller: Caller, wanted: MountRequest) -> Answer<Jso
     record.backup_id = Some(wanted.backup_id.clone());
     record.disk_index = Some(wanted.disk_index);
     let asked = Arc::clone(&app);
-    let (vm_name, mounted) = blocking(move || {
+    let (vm_name, mounted) = with_daemon(move || {
         let Some(backup) = asked.catalog.backup(&wanted.backup_id)? else {
             let unknown = format!("backup not found: {}", wanted.backup_id);
             return Ok((None, Err(Failure::not_found(unknown))));
@@ -168,7 +169,7 @@ async fn make(app: Arc<App>, caller: Caller, wanted: MountRequest) -> Answer<Jso
             record.mount_id = Some(mount.id.clone());
             if let Err(failure) = app.recorder.write(record).await {
                 // Nobody would know of it.
-                blocking(move || Ok(app.daemon.unmount(&mount.id)?)).await?;
+                with_daemon(move || Ok(app.daemon.unmount(&mount.id)?)).await?;
                 return Err(failure);
             }
             Ok(Json(MountAnswer::new(mount, &app)))
@@ -198,7 +199,7 @@ pub(crate) struct Mounts {
 #[utoipa::path(get, path = "/api/v1/restore/mounts", tag = "Restore",
     responses((status = 200, body = Mounts), Refusals))]
 pub(crate) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Answer<Json<Mounts>> {
-    blocking(move || {
+    with_catalog(move || {
         let live = app.catalog.live_mounts()?;
         let ids: HashSet<&str> = live.iter().map(|mount| mount.id.as_str()).collect();
         app.uses.forget_others(&ids);
@@ -229,7 +230,7 @@ pub(crate) async fn detail(
     caller: Caller,
     Segment(id): Segment,
 ) -> Answer<Json<MountAnswer>> {
-    blocking(move || Ok(Json(MountAnswer::new(find(&app, &caller, &id)?, &app)))).await
+    with_catalog(move || Ok(Json(MountAnswer::new(find(&app, &caller, &id)?, &app)))).await
 }
 
 /// The end of a mount.
@@ -251,7 +252,7 @@ pub(crate) async fn unmount(
     caller.must_be(Role::Operator)?;
     to_the_end(async move {
         let (asked, who) = (Arc::clone(&app), caller.clone());
-        let mount = blocking(move || {
+        let mount = with_daemon(move || {
             let mount = find(&asked, &who, &id)?;
             asked.downloads.cancel_mount(&mount.id);
             asked.daemon.unmount(&mount.id)?;

@@ -16,10 +16,11 @@ use utoipa::ToSchema;
 
 use super::download::{look, names, paths};
 use super::files::enter;
+use crate::api::App;
 use crate::api::answer::{Answer, Failure, ReadRefusals};
 use crate::api::caller::Caller;
 use crate::api::request::{Parameters, Segment};
-use crate::api::{App, blocking};
+use crate::api::work::with_tree;
 use crate::archive;
 use crate::files::beneath::Beneath;
 use crate::files::name::GuestPath;
@@ -54,7 +55,7 @@ pub(super) async fn measure(
         .map_err(Failure::internal)?;
     let gone = Gone::default();
     let (root, paths, seen) = (root.clone(), names(paths), Arc::clone(&gone.0));
-    let measured = blocking(move || {
+    let measured = with_tree(move || {
         let _place = place;
         match archive::measure(&root, &paths, MEASURING, &seen) {
             Ok(measure) => Ok(measure),
@@ -128,7 +129,7 @@ pub(crate) async fn size(
 ) -> Answer<Json<Size>> {
     let paths = paths(&parameters)?;
     let (asked, wanted) = (Arc::clone(&app), paths.clone());
-    let (mount, root) = blocking(move || {
+    let (mount, root) = with_tree(move || {
         let (mount, root) = enter(&asked, &caller, &id)?;
         for path in &wanted {
             look(&root, path, false)?;
