@@ -8,7 +8,7 @@ use crate::volume::Content;
 /// What one should know of a volume without going inside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct VolumeSummary {
-    /// The name of its folder.
+    /// The name of its folder in the disk's; empty where the disk's folder is its own.
     pub name: String,
     /// Its type as `blkid` names it, where it is known.
     pub filesystem: Option<String>,
@@ -64,6 +64,12 @@ impl VolumeSummary {
 impl AttachedDisk {
     /// What is on it, in disk order.
     pub fn volumes(&self) -> Vec<VolumeSummary> {
-        self.volumes.iter().map(VolumeSummary::of).collect()
+        let mut all: Vec<_> = self.volumes.iter().map(VolumeSummary::of).collect();
+        if self.single().is_some()
+            && let [only] = all.as_mut_slice()
+        {
+            only.name.clear();
+        }
+        all
     }
 }

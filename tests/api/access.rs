@@ -240,6 +240,11 @@ fn browsers_have_a_cookie() {
     assert_eq!((file.status, file.text().as_str()), (200, "vm0\n"));
     delete().header(&csrf).send().ok();
 
+    // What another service of this host calls by the same name keeps nobody out.
+    me().header("Cookie: sendense_session=x").send().ok();
+    let two = format!("Cookie: sendense_session=x; sendense_session={token}");
+    api.get("/api/v1/auth/me").header(&two).send().ok();
+
     // A token in the address is none.
     api.get(&format!("/api/v1/auth/me?token={token}"))
         .send()
@@ -326,7 +331,7 @@ print('x' * 5000)
 }
 
 #[test]
-fn tokens_expire() {
+fn a_token_lives_as_long_as_configured() {
     let mut api = Api::prepare("token_lifetime = \"60s\"", false);
     many(&api.lab, 1);
     api.start();

@@ -340,7 +340,7 @@ fn mounting() {
     let volume = &answer["volumes"][0];
     holds(
         volume,
-        &json!({"filesystem": "ntfs", "state": "ready", "size": 24 << 20}),
+        &json!({"name": "", "filesystem": "ntfs", "state": "ready", "size": 24 << 20}),
     );
     assert_eq!(answer["volumes"].as_array().unwrap().len(), 1);
 

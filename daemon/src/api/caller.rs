@@ -102,16 +102,8 @@ impl FromRequestParts<Arc<App>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Answer<Self> {
         let address = address(parts);
-        let given = token(&parts.headers)?;
-        let claims = app
-            .key
-            .verify(&given.token, jiff::Timestamp::now())
-            .map_err(|refusal| {
-                Failure::unauthorized(match refusal {
-                    Refusal::NotOurs => "the token is not valid; log in again",
-                    Refusal::Expired => "the token has expired; log in again",
-                })
-            })?;
+        let given = given(&parts.headers)?;
+        let claims = given.claims(&app.key)?;
         if given.by_cookie {
             prove_origin(parts, &app.key, &claims)?;
         }
@@ -141,11 +133,34 @@ pub(crate) fn address(parts: &Parts) -> IpAddr {
 }
 
 struct Given {
-    token: String,
+    /// One, or several cookies of the name: other services of this host can set them,
+    /// which must not keep anybody out.
+    tokens: Vec<String>,
     by_cookie: bool,
 }
 
-fn token(headers: &HeaderMap) -> Answer<Given> {
+impl Given {
+    /// What the first good one says.
+    ///
+    /// # Errors
+    /// 401.
+    fn claims(&self, key: &TokenKey) -> Answer<Claims> {
+        let now = jiff::Timestamp::now();
+        let mut why = Refusal::NotOurs;
+        for token in &self.tokens {
+            match key.verify(token, now) {
+                Ok(claims) => return Ok(claims),
+                Err(refusal) => why = refusal,
+            }
+        }
+        Err(Failure::unauthorized(match why {
+            Refusal::NotOurs => "the token is not valid; log in again",
+            Refusal::Expired => "the token has expired; log in again",
+        }))
+    }
+}
+
+fn given(headers: &HeaderMap) -> Answer<Given> {
     if let Some(value) = headers.get(header::AUTHORIZATION) {
         let value = value.to_str().unwrap_or_default();
         let (scheme, token) = value.split_once(' ').unwrap_or_default();
@@ -155,30 +170,32 @@ fn token(headers: &HeaderMap) -> Answer<Given> {
             ));
         }
         return Ok(Given {
-            token: token.trim().to_owned(),
+            tokens: vec![token.trim().to_owned()],
             by_cookie: false,
         });
     }
-    match cookie(headers) {
-        Some(token) => Ok(Given {
-            token,
-            by_cookie: true,
-        }),
-        None => Err(Failure::unauthorized(
+    let tokens = cookies(headers);
+    if tokens.is_empty() {
+        return Err(Failure::unauthorized(
             "not logged in; /api/v1/auth/login gives a token",
-        )),
+        ));
     }
+    Ok(Given {
+        tokens,
+        by_cookie: true,
+    })
 }
 
-fn cookie(headers: &HeaderMap) -> Option<String> {
+fn cookies(headers: &HeaderMap) -> Vec<String> {
     headers
         .get_all(header::COOKIE)
         .iter()
         .filter_map(|line| line.to_str().ok())
         .flat_map(|line| line.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
-        .find(|(name, _)| *name == COOKIE)
+        .filter(|(name, _)| *name == COOKIE)
         .map(|(_, value)| value.to_owned())
+        .collect()
 }
 
 /// That a request by cookie was made by our own page, and not by another site's.

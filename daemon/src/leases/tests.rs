@@ -60,7 +60,7 @@ fn a_mount_is_what_clients_know() {
     assert_eq!(
         volumes,
         serde_json::json!([{
-            "name": "disk", "filesystem": "ext4", "label": "data", "size": 8 << 20,
+            "name": "", "filesystem": "ext4", "label": "data", "size": 8 << 20,
             "state": "ready",
         }])
     );
