@@ -75,6 +75,17 @@ pub fn share_heap() {
     }
 }
 
+/// Makes the allocator give blocks of a mebibyte and more back to the system as soon as
+/// they are freed. By default it learns from the first of them to keep them, in each of
+/// its heaps: what hashes passwords would grow by gigabytes.
+pub fn return_large_blocks() {
+    // SAFETY: mallopt only sets a parameter of glibc's allocator; called before
+    // other threads start, as its documentation asks.
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
+}
+
 /// Gives memory that the allocator keeps for later back to the system.
 pub fn trim_memory() {
     // SAFETY: malloc_trim has no preconditions and is thread-safe in glibc.

@@ -53,6 +53,9 @@ pub(crate) struct Limits {
     pub(crate) idle_timeout: Duration,
     /// How long an attempt may wait for a slot.
     pub(crate) slot_timeout: Duration,
+    /// Whether the repositories that the catalog knows of count as well. Not where the
+    /// HTTP side, which can write to the catalog, could add some.
+    pub(crate) recorded_repositories: bool,
 }
 
 /// Counters since the start.
@@ -325,12 +328,16 @@ impl Slots {
         Ok(Arc::new(disk))
     }
 
-    /// How images are opened, with the repositories that the catalog knows of.
+    /// How images are opened, with the repositories that the catalog knows of where those
+    /// count.
     ///
     /// # Errors
     /// From the catalog.
     pub(crate) fn export_options(&self) -> Result<ExportOptions> {
         let mut export = self.export.clone();
+        if !self.limits.recorded_repositories {
+            return Ok(export);
+        }
         let recorded = self.catalog.repositories()?;
         export
             .repositories

@@ -132,7 +132,13 @@ fn panic_message(panic: &std::panic::PanicHookInfo<'_>) -> String {
 }
 
 fn run(line: CommandLine) -> Result<ExitCode> {
-    let config = Config::load(&Sources::of_process(line.config, line.overrides))?;
+    let config = match Config::load(&Sources::of_process(line.config, line.overrides)) {
+        Err(error) if matches!(line.command, Command::Api) => {
+            terminal::complain(&error.to_string());
+            return Ok(ExitCode::from(api::EX_CONFIG));
+        }
+        config => config?,
+    };
     // A daemon tells what it does; a command speaks only when something is wrong.
     let quiet = config.origin("log") == &Origin::Default
         && !matches!(line.command, Command::Serve | Command::Api);

@@ -1,4 +1,4 @@
-//! What the daemon asks of the kernel for itself: descriptors, memory.
+//! What a process asks of the kernel for itself: descriptors, memory.
 
 use std::fs;
 use std::os::unix::fs::FileExt;

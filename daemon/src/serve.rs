@@ -140,7 +140,7 @@ impl Backups {
     /// # Errors
     /// From the catalog and the host.
     pub(crate) fn open(config: &Config) -> Result<Self> {
-        Self::over(Catalog::open(&config.catalog_path())?, config)
+        Self::over(Catalog::open(&config.catalog_path())?, config, !config.api)
     }
 
     /// For commands that only read: a catalog that is there is not written to,
@@ -154,11 +154,11 @@ impl Backups {
             Err(e) if e.kind() == ErrorKind::NotFound => Catalog::open(&path)?,
             _ => Catalog::open_read_only(&path)?,
         };
-        Self::over(catalog, config)
+        Self::over(catalog, config, true)
     }
 
     /// Makes a folder of this process for sockets.
-    fn over(catalog: Catalog, config: &Config) -> Result<Self> {
+    fn over(catalog: Catalog, config: &Config, recorded_repositories: bool) -> Result<Self> {
         let catalog = Arc::new(catalog);
         let sockets = socket_folder(&config.runtime_dir)?;
         let export = ExportOptions {
@@ -172,6 +172,7 @@ impl Backups {
             slots: config.slots,
             idle_timeout: config.idle_timeout,
             slot_timeout: config.request_timeout.saturating_add(config.start_timeout),
+            recorded_repositories,
         };
         let cache = BlockCache::new(config.cache_size);
         let (uid, gid) = config.guest_owner;

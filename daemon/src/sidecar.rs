@@ -35,8 +35,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How long it may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// The exit status that says that trying again is no use (`EX_CONFIG`).
-const HOPELESS: i32 = 78;
+/// The exit status that says that trying again is no use.
+const HOPELESS: i32 = crate::api::EX_CONFIG as i32;
 
 /// What is shown of it before it is started, and for good if it is not.
 pub(crate) fn state(config: &Config) -> Arc<Mutex<ApiState>> {

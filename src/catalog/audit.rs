@@ -106,8 +106,6 @@ words! {
         Expire = "expire",
         /// Listed a folder.
         List = "list",
-        /// Asked about a file.
-        Info = "info",
         /// Downloaded a file.
         Download = "download",
         /// Downloaded files and folders as an archive.

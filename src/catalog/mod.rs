@@ -19,9 +19,8 @@
 //! - [`users`]: who may see what over HTTP; [`audit`]: what was done by whom;
 //! - [`readers`]: connections for reading, also where no file can be opened;
 //! - [`identity`]: whether a file is still the one that a row speaks of;
-//! - [`shapes`], [`chain`], [`exchange`] and [`json`]: the JSON that clients know.
 //! - [`mounts`]: which disks are mounted over REST;
-//! - [`shapes`], [`exchange`] and [`json`]: the JSON that clients know.
+//! - [`shapes`], [`chain`], [`exchange`] and [`json`]: the JSON that clients know.
 
 mod audit;
 mod chain;

@@ -17,6 +17,7 @@ use sendense::catalog::{Action, AuditRecord, Mount, Outcome, Role, Session};
 
 use super::App;
 use super::answer::{Answer, Failure};
+use super::downloads::Holder;
 use super::record::Recorder;
 use crate::api::work::with_catalog;
 use crate::auth::token::{Claims, Refusal, TokenKey};
@@ -40,6 +41,14 @@ pub(crate) struct Caller {
 impl Caller {
     pub(crate) fn name(&self) -> &str {
         &self.session.name
+    }
+
+    /// Whose downloads theirs are.
+    pub(crate) fn holder(&self) -> Holder {
+        Holder {
+            user: self.session.id,
+            generation: self.claims.generation,
+        }
     }
 
     /// Whether a VM is granted to them.

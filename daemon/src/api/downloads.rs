@@ -19,9 +19,41 @@ use uuid::Uuid;
 
 use super::uses::Kept;
 
-/// Ends the connection of a request at once, also while its client takes nothing.
+/// Ends the connection of a request at once, also while its client takes nothing. What
+/// comes too late for its own request leaves the next one on the connection alone.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Hangup(pub(crate) Arc<Notify>);
+pub(crate) struct Hangup {
+    notify: Arc<Notify>,
+    /// The request that is being answered.
+    current: Arc<AtomicU64>,
+    request: u64,
+}
+
+impl Hangup {
+    /// For the next request on the connection.
+    pub(crate) fn next(&self) -> Self {
+        let request = self
+            .current
+            .fetch_add(1, Ordering::AcqRel)
+            .saturating_add(1);
+        Self {
+            request,
+            ..self.clone()
+        }
+    }
+
+    /// Resolves when the connection is to be ended.
+    pub(crate) async fn wanted(&self) {
+        self.notify.notified().await;
+    }
+
+    /// Ends the connection, if the request is still its current one.
+    pub(crate) fn hang_up(&self) {
+        if self.current.load(Ordering::Acquire) == self.request {
+            self.notify.notify_one();
+        }
+    }
+}
 
 /// A download that runs.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -42,19 +74,29 @@ pub(crate) struct Download {
     pub(crate) started_at: String,
 }
 
+/// Whose download it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// `users.id`.
+    pub(crate) user: i64,
+    /// That of the user when it began.
+    pub(crate) generation: i64,
+}
+
 /// The downloads of this process.
 #[derive(Debug)]
 pub(crate) struct Downloads {
     most: usize,
     running: Mutex<BTreeMap<Uuid, Arc<Running>>>,
     /// Sent by downloads that have ended, and how many they were.
-    pub(crate) bytes: AtomicU64,
+    bytes: AtomicU64,
     pub(crate) ended: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Running {
     what: Download,
+    holder: Holder,
     sent: AtomicU64,
     cancelled: AtomicBool,
     cancel: Notify,
@@ -84,13 +126,16 @@ impl Downloads {
     pub(crate) fn begin(
         self: &Arc<Self>,
         what: Download,
+        holder: Holder,
         kept: Kept,
         hangup: Hangup,
         limit: Duration,
         ended: impl FnOnce(&Ended) + Send + 'static,
     ) -> Option<Ticket> {
         let mut running = self.running.lock();
-        if running.len() >= self.most {
+        let own = running.values().filter(|entry| entry.holder == holder);
+        // One user leaves some places for the others.
+        if running.len() >= self.most || own.count() >= self.most.saturating_sub(self.most / 8) {
             return None;
         }
         let id = Uuid::new_v4();
@@ -99,6 +144,7 @@ impl Downloads {
                 download_id: id.to_string(),
                 ..what
             },
+            holder,
             sent: AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
             cancel: Notify::new(),
@@ -110,7 +156,7 @@ impl Downloads {
                 () = watched.cancel.notified() => {}
                 () = tokio::time::sleep_until(deadline.into()) => {}
             }
-            hangup.0.notify_one();
+            hangup.hang_up();
         });
         Some(Ticket {
             downloads: Arc::clone(self),
@@ -123,6 +169,15 @@ impl Downloads {
             ended: Some(Box::new(ended)),
             _kept: kept,
         })
+    }
+
+    /// Bytes sent by all downloads, those that run included.
+    pub(crate) fn sent(&self) -> u64 {
+        let running = self.running.lock();
+        let now = running
+            .values()
+            .map(|entry| entry.sent.load(Ordering::Relaxed));
+        now.fold(self.bytes.load(Ordering::Relaxed), u64::saturating_add)
     }
 
     /// What runs now, oldest first.
@@ -151,6 +206,16 @@ impl Downloads {
             entry.stop();
             true
         })
+    }
+
+    /// Ends those that may not go on.
+    pub(crate) fn retain(&self, may_go_on: impl Fn(&Holder, &Download) -> bool) {
+        let all: Vec<_> = self.running.lock().values().cloned().collect();
+        for entry in all {
+            if !may_go_on(&entry.holder, &entry.what) {
+                entry.stop();
+            }
+        }
     }
 
     /// Ends all of a mount.
@@ -228,9 +293,13 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.watch.abort();
-        self.downloads.running.lock().remove(&self.id);
         let bytes = self.entry.sent.load(Ordering::Relaxed);
-        self.downloads.bytes.fetch_add(bytes, Ordering::Relaxed);
+        {
+            // In one step: whoever sums up misses nothing and counts nothing twice.
+            let mut running = self.downloads.running.lock();
+            running.remove(&self.id);
+            self.downloads.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
         self.downloads.ended.fetch_add(1, Ordering::Relaxed);
         let late = Instant::now() >= self.deadline;
         if late && !self.complete && self.trouble.is_none() {
@@ -278,9 +347,20 @@ mod tests {
                 started_at: String::new(),
             };
             let told = Arc::clone(&told);
-            downloads.begin(what, uses.keep("m"), hangup.clone(), minute, move |end| {
-                told.lock().push((end.outcome, end.bytes));
-            })
+            let holder = Holder {
+                user: 1,
+                generation: 1,
+            };
+            downloads.begin(
+                what,
+                holder,
+                uses.keep("m"),
+                hangup.clone(),
+                minute,
+                move |end| {
+                    told.lock().push((end.outcome, end.bytes));
+                },
+            )
         };
         let (mut first, second) = (begin().unwrap(), begin().unwrap());
         assert!(begin().is_none());
@@ -292,7 +372,7 @@ mod tests {
         assert!(second.stopped().is_none());
         assert!(downloads.cancel(id));
         assert_eq!(second.stopped(), Some("cancelled"));
-        hangup.0.notified().await;
+        hangup.wanted().await;
         drop(second);
         assert!(!downloads.cancel(id));
         drop(begin().unwrap());

@@ -30,13 +30,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sendense::catalog::Catalog;
-use sendense::{Error, Result};
+use sendense::{Error, Result, sys};
 use tokio::sync::{Semaphore, watch};
 
-use self::downloads::Downloads;
+use self::downloads::{Download, Downloads, Holder};
 use self::record::Recorder;
 use self::transport::Transport;
 use self::uses::Uses;
+use self::work::with_catalog;
 use crate::archive;
 use crate::auth::attempts::Attempts;
 use crate::auth::password::Hasher;
@@ -48,7 +49,7 @@ use crate::sidecar::Bond;
 use crate::signals::Shutdown;
 
 /// The exit code of sysexits.h for "the configuration is wrong": trying again is no use.
-const EX_CONFIG: u8 = 78;
+pub(crate) const EX_CONFIG: u8 = 78;
 /// Connections to the catalog: as many requests read it at once.
 const CATALOG_READERS: usize = 8;
 /// Threads for what is limited by itself: health, folders that are counted.
@@ -97,6 +98,7 @@ pub(crate) fn run(config: &Config) -> Result<ExitCode> {
 }
 
 fn serve(config: &Config) -> Result<()> {
+    sys::return_large_blocks();
     process::raise_open_files()?;
     let tls = match &config.tls {
         Some((certificate, key)) => Some(transport::tls(certificate, key)?),
@@ -202,7 +204,19 @@ fn listen(config: &Config) -> Result<std::net::TcpListener> {
     Ok(listener)
 }
 
-/// Tells the daemon which mounts are in use, until the end.
+/// Whether a download's user may still take it, and its mount is there. What cannot be
+/// found out stays as it is.
+fn may_go_on(app: &App, holder: &Holder, what: &Download) -> bool {
+    let session = app.catalog.session(holder.user, holder.generation, "");
+    let granted = session.map_or(true, |session| {
+        session.is_some_and(|session| session.vms.cover(&what.vm_name))
+    });
+    let mount = app.catalog.mount(&what.mount_id);
+    granted && mount.map_or(true, |mount| mount.is_some_and(|mount| mount.is_live()))
+}
+
+/// Tells the daemon which mounts are in use, and ends downloads that have lost their
+/// mount or their right, until the end.
 async fn tell(app: Arc<App>, mut end: watch::Receiver<bool>) {
     loop {
         let last = tokio::select! {
@@ -222,6 +236,15 @@ async fn tell(app: Arc<App>, mut end: watch::Receiver<bool>) {
         }
         if last {
             return;
+        }
+        if app.downloads.count() > 0 {
+            let app = Arc::clone(&app);
+            let _ = with_catalog(move || {
+                app.downloads
+                    .retain(|holder, what| may_go_on(&app, holder, what));
+                Ok(())
+            })
+            .await;
         }
     }
 }

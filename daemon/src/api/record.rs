@@ -4,13 +4,16 @@
 //! costs a request next to nothing. Whoever hands out a file waits until its
 //! record is written; nobody takes a file without one.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use jiff::Timestamp;
+use lru::LruCache;
 use parking_lot::Mutex;
 use sendense::catalog::{AuditRecord, Catalog};
 use sendense::{Error, Result};
@@ -26,6 +29,10 @@ const BATCH: usize = 512;
 const GATHER: Duration = Duration::from_millis(200);
 /// How long a request waits for its record.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For so long a repeated listing is the same.
+const REPEATED: Duration = Duration::from_secs(60);
+/// Listings that are remembered for that.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16_383);
 /// How often old records are removed.
 const PRUNE: Duration = Duration::from_secs(3600);
 
@@ -41,6 +48,8 @@ pub(crate) struct Recorder {
     queue: Mutex<Option<SyncSender<Entry>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     trouble: Arc<Mutex<Option<String>>>,
+    /// What was recorded lately, by its hash.
+    recent: Mutex<LruCache<u64, Instant>>,
 }
 
 impl Recorder {
@@ -50,16 +59,23 @@ impl Recorder {
     /// `Io` if there can be no thread.
     pub(crate) fn start(catalog: Arc<Catalog>, retention: Duration) -> Result<Self> {
         let (sender, receiver) = mpsc::sync_channel(QUEUE);
+        // In portions, between which records are written; ends with the process.
+        let pruned = Arc::clone(&catalog);
+        std::thread::Builder::new()
+            .name("prune".into())
+            .spawn(move || prune(&pruned, retention))
+            .map_err(|e| Error::io("the thread that removes old records", e))?;
         let trouble = Arc::new(Mutex::new(None));
         let told = Arc::clone(&trouble);
         let thread = std::thread::Builder::new()
             .name("audit".into())
-            .spawn(move || write(&catalog, &receiver, retention, &told))
+            .spawn(move || write(&catalog, &receiver, &told))
             .map_err(|e| Error::io("the thread of the audit record", e))?;
         Ok(Self {
             queue: Mutex::new(Some(sender)),
             thread: Mutex::new(Some(thread)),
             trouble,
+            recent: Mutex::new(LruCache::new(REMEMBERED)),
         })
     }
 
@@ -84,6 +100,23 @@ impl Recorder {
         if let Err(record) = self.send(Entry { record, written }) {
             tracing::error!(?record, "not in the audit record: its queue is full");
         }
+    }
+
+    /// Records what may be repeated by the thousand, such as a listing: once a minute for
+    /// each user, mount and path.
+    pub(crate) fn note_once(&self, record: AuditRecord) {
+        let mut hasher = DefaultHasher::new();
+        let who = (&record.user, &record.address, record.action);
+        (who, &record.mount_id, &record.path).hash(&mut hasher);
+        let mut recent = self.recent.lock();
+        let now = Instant::now();
+        let last = recent.put(hasher.finish(), now);
+        if let Some(last) = last.filter(|last| now.duration_since(*last) < REPEATED) {
+            recent.put(hasher.finish(), last);
+            return;
+        }
+        drop(recent);
+        self.note(record);
     }
 
     /// Records, and waits until it is written.
@@ -122,28 +155,22 @@ impl Recorder {
     }
 }
 
-fn write(
-    catalog: &Catalog,
-    queue: &Receiver<Entry>,
-    retention: Duration,
-    trouble: &Mutex<Option<String>>,
-) {
-    let mut pruned: Option<Instant> = None;
+/// Removes old records now and then.
+fn prune(catalog: &Catalog, retention: Duration) {
+    let kept = jiff::SignedDuration::try_from(retention).unwrap_or(jiff::SignedDuration::MAX);
     loop {
-        if pruned.is_none_or(|at| at.elapsed() >= PRUNE) {
-            pruned = Some(Instant::now());
-            let kept =
-                jiff::SignedDuration::try_from(retention).unwrap_or(jiff::SignedDuration::MAX);
-            let before = Timestamp::now().checked_sub(kept).unwrap_or(Timestamp::MIN);
-            if let Err(e) = catalog.prune_audit(before) {
-                tracing::warn!("removing old records: {e}");
-            }
+        let before = Timestamp::now().checked_sub(kept).unwrap_or(Timestamp::MIN);
+        if let Err(e) = catalog.prune_audit(before) {
+            tracing::warn!("removing old records: {e}");
         }
-        let mut batch = match queue.recv_timeout(PRUNE) {
-            Ok(entry) => vec![entry],
-            Err(RecvTimeoutError::Timeout) => continue,
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
+        std::thread::sleep(PRUNE);
+    }
+}
+
+fn write(catalog: &Catalog, queue: &Receiver<Entry>, trouble: &Mutex<Option<String>>) {
+    loop {
+        let Ok(first) = queue.recv() else { return };
+        let mut batch = vec![first];
         let began = Instant::now();
         while batch.len() < BATCH {
             // Somebody waits: no time to gather more.

@@ -16,6 +16,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -201,14 +202,27 @@ pub(super) struct ArchiveBody {
     pieces: mpsc::Receiver<Word>,
     ticket: Ticket,
     over: bool,
+    /// Tells the writer that nobody takes anything any more.
+    ended: Arc<AtomicBool>,
+}
+
+impl Drop for ArchiveBody {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
 }
 
 impl ArchiveBody {
-    pub(super) fn new(pieces: mpsc::Receiver<Word>, ticket: Ticket) -> Self {
+    pub(super) fn new(
+        pieces: mpsc::Receiver<Word>,
+        ticket: Ticket,
+        ended: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             pieces,
             ticket,
             over: false,
+            ended,
         }
     }
 }

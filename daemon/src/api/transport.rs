@@ -155,7 +155,7 @@ where
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(ConnectInfo(address));
-        request.extensions_mut().insert(given.clone());
+        request.extensions_mut().insert(given.next());
         request.extensions_mut().insert(seat.clone());
         let answering = seat.answering();
         let answer = router.clone().oneshot(request);
@@ -173,7 +173,7 @@ where
     let mut connection = pin!(connection);
     let makes_room = tokio::select! {
         served = connection.as_mut() => return Ok(served?),
-        () = hangup.0.notified() => return Err("hung up on".into()),
+        () = hangup.wanted() => return Err("hung up on".into()),
         () = place.must_go() => true,
         _ = end.wait_for(|end| *end) => false,
     };

@@ -7,10 +7,16 @@
 
 use std::time::Duration;
 
-use axum::http::StatusCode;
-use tokio::sync::Semaphore;
+use axum::body::Body;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::AbortHandle;
 
 use super::answer::{Answer, Failure};
+use super::downloads::Hangup;
 
 /// Questions to the catalog: microseconds each.
 static CATALOG: Semaphore = Semaphore::const_new(16);
@@ -27,6 +33,8 @@ static LOG_IN: Semaphore = Semaphore::const_new(8);
 /// All places together: as many threads are needed.
 pub(super) const PLACES: usize = 16 + 64 + 6 + 24 + 8;
 
+/// How long a client may take a long answer.
+const TAKING: Duration = Duration::from_secs(120);
 /// How long a request waits for a place.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,14 +58,47 @@ pub(crate) async fn with_tree<T: Send + 'static>(
     placed(&TREE, work).await
 }
 
-/// Looks into the tree for something that may be long.
+/// Looks into the tree for something that may be long, and keeps its place until the
+/// answer was taken, for which the client has [`TAKING`].
 ///
 /// # Errors
 /// As [`with_catalog`].
-pub(crate) async fn at_length<T: Send + 'static>(
+pub(crate) async fn at_length<T: Serialize + Send + 'static>(
+    hangup: Hangup,
     work: impl FnOnce() -> Answer<T> + Send + 'static,
-) -> Answer<T> {
-    placed(&LONG, work).await
+) -> Answer<Response> {
+    let place = place(&LONG).await?;
+    let json = on_a_thread(move || serde_json::to_vec(&work()?).map_err(Failure::internal)).await?;
+    let late = tokio::spawn(async move {
+        tokio::time::sleep(TAKING).await;
+        hangup.hang_up();
+    });
+    let body = Held {
+        json,
+        _place: place,
+        late: late.abort_handle(),
+    };
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    Ok((kind, Body::from(Bytes::from_owner(body))).into_response())
+}
+
+/// An answer with its place.
+struct Held {
+    json: Vec<u8>,
+    _place: SemaphorePermit<'static>,
+    late: AbortHandle,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.json
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.late.abort();
+    }
 }
 
 /// Asks the daemon.
@@ -84,18 +125,23 @@ async fn placed<T: Send + 'static>(
     places: &'static Semaphore,
     work: impl FnOnce() -> Answer<T> + Send + 'static,
 ) -> Answer<T> {
-    let Ok(Ok(place)) = tokio::time::timeout(PATIENCE, places.acquire()).await else {
-        return Err(Failure::later(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too much is being asked at once; try again",
-            5,
-        ));
-    };
+    let place = place(places).await?;
     on_a_thread(move || {
         let _place = place;
         work()
     })
     .await
+}
+
+async fn place(places: &'static Semaphore) -> Answer<SemaphorePermit<'static>> {
+    match tokio::time::timeout(PATIENCE, places.acquire()).await {
+        Ok(Ok(place)) => Ok(place),
+        _ => Err(Failure::later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too much is being asked at once; try again",
+            5,
+        )),
+    }
 }
 
 /// Runs work on a thread without asking for a place: for what is limited elsewhere.

@@ -120,7 +120,9 @@ fn list_number(path: &[u8]) -> Option<u64> {
     if number.is_empty() {
         return Some(1);
     }
-    number.strip_prefix('-')?.parse().ok()
+    // Far above what is there in earnest, and far below where numbers end.
+    let number = number.strip_prefix('-')?.parse().ok();
+    number.filter(|number| *number < 1_000_000_000)
 }
 
 #[cfg(test)]

@@ -43,6 +43,7 @@ impl World {
             slots,
             idle_timeout,
             slot_timeout: Duration::from_secs(10),
+            recorded_repositories: true,
         };
         Slots::new(
             Arc::clone(catalog),

@@ -11,13 +11,16 @@ use sendense::catalog::{Action, AuditRecord, MountEnd};
 use sendense::tree::{Attachments, read};
 use sendense::{Error, Result, sys};
 
-use super::Leases;
+use super::{Lease, Leases};
 
 /// How often leases are looked at, and at most written down.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Disks that are attached anew at once.
 const AT_ONCE: usize = 4;
+
+/// Uses are told once a second: so long after its end a lease may still have been used.
+const LATE_MARKS: Duration = Duration::from_secs(2);
 
 /// The pause after the first attempt to attach a disk anew that failed, and the
 /// longest.
@@ -134,18 +137,27 @@ impl State {
     }
 }
 
+/// Whether nobody has used a lease for too long.
+fn is_over(lease: &Lease) -> bool {
+    lease.mounted && lease.expires.elapsed() >= LATE_MARKS
+}
+
 impl Leases {
     /// Ends what nobody has used for too long.
     fn expire(&self) {
-        let now = Instant::now();
         let due: Vec<String> = {
             let live = self.live.lock();
-            let due = live
-                .iter()
-                .filter(|(_, lease)| lease.mounted && lease.expires <= now);
+            let due = live.iter().filter(|(_, lease)| is_over(lease));
             due.map(|(id, _)| id.clone()).collect()
         };
         for id in due {
+            let _step = self.steps.lock();
+            // Somebody may have used it since, or ended it.
+            let live = self.live.lock();
+            if live.get(&id).is_none_or(|lease| !is_over(lease)) {
+                continue;
+            }
+            drop(live);
             // The row first: a lease whose row cannot be ended yet is ended later.
             match self.catalog.end_mount(&id, MountEnd::Expired, super::now()) {
                 Ok(_) => {
@@ -236,9 +248,17 @@ impl Leases {
             }
         }
         for id in rows.keys() {
-            if !leases.contains_key(id) {
-                self.end(id, MountEnd::Failed("the daemon does not know of it"));
+            if leases.contains_key(id) {
+                continue;
             }
+            // Its disk was let go, and its row could not be ended at that time.
+            let asked = self.catalog.mount(id)?;
+            let end = if asked.is_some_and(|mount| mount.status == "unmounting") {
+                MountEnd::Asked
+            } else {
+                MountEnd::Failed("the daemon does not know of it")
+            };
+            self.end(id, end);
         }
         Ok(())
     }

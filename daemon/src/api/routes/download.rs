@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use axum::body::Body;
 use axum::extract::{Extension, State};
@@ -33,6 +33,8 @@ use crate::files::name::GuestPath;
 
 /// Pieces of an archive that wait for the client.
 const PIECES: usize = 2;
+/// Bytes of paths that are recorded: what the record holds, with room for the rest.
+const RECORDED: usize = 3500;
 /// The most paths in one archive.
 const PATHS: usize = 1000;
 
@@ -48,7 +50,7 @@ fn begin(
     what: What,
 ) -> Answer<Ticket> {
     let mut record = caller.record_on(what.action, mount);
-    record.path = Some(what.paths.join(" "));
+    record.path = paths_on_record(&what.paths).into_iter().next();
     let download = Download {
         download_id: String::new(),
         mount_id: mount.id.clone(),
@@ -64,7 +66,14 @@ fn begin(
     let noted = Arc::clone(app);
     let ended = move |end: &Ended| noted.recorder.note(last_record(record, end));
     app.downloads
-        .begin(download, kept, hangup, app.config.download_timeout, ended)
+        .begin(
+            download,
+            caller.holder(),
+            kept,
+            hangup,
+            app.config.download_timeout,
+            ended,
+        )
         .ok_or_else(|| {
             Failure::later(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -75,6 +84,30 @@ fn begin(
                 10,
             )
         })
+}
+
+/// What was taken, for the record: one path as it is, several as JSON lists that fit into
+/// a record each.
+pub(super) fn paths_on_record(paths: &[String]) -> Vec<String> {
+    if let [only] = paths {
+        return vec![only.clone()];
+    }
+    let mut lists: Vec<Vec<&str>> = Vec::new();
+    let mut length = usize::MAX;
+    for path in paths {
+        // Escapes may double it.
+        let longer = path.len().saturating_mul(2).saturating_add(3);
+        length = length.saturating_add(longer);
+        match lists.last_mut() {
+            Some(list) if length <= RECORDED => list.push(path),
+            _ => {
+                lists.push(vec![path]);
+                length = longer;
+            }
+        }
+    }
+    let text = |list: &Vec<&str>| serde_json::to_string(list).unwrap_or_default();
+    lists.iter().map(text).collect()
 }
 
 /// What is downloaded.
@@ -101,12 +134,26 @@ fn last_record(mut record: AuditRecord, end: &Ended) -> AuditRecord {
     record
 }
 
-/// The record that a download begins.
-fn first_record(caller: &Caller, mount: &Mount, what: &What) -> AuditRecord {
-    let mut record = caller.record_on(what.action, mount);
-    record.path = Some(what.paths.join(" "));
-    record.detail = Some("begun".into());
-    record
+/// Records that a download begins, each path of it.
+///
+/// # Errors
+/// 503 if it cannot be recorded.
+async fn record(
+    app: &App,
+    caller: &Caller,
+    mount: &Mount,
+    what: Action,
+    paths: &[String],
+) -> Answer<()> {
+    for path in paths_on_record(paths) {
+        let record = AuditRecord {
+            path: Some(path),
+            detail: Some("begun".into()),
+            ..caller.record_on(what, mount)
+        };
+        app.recorder.write(record).await?;
+    }
+    Ok(())
 }
 
 /// The bytes of a file, or of a part of it.
@@ -212,9 +259,9 @@ pub(crate) async fn file(
         format: "file",
         total: Some(end.saturating_sub(start)),
     };
-    let first = first_record(&caller, &mount, &what);
+    let (action, taken) = (what.action, what.paths.clone());
     let ticket = begin(&app, &caller, &mount, hangup, what)?;
-    app.recorder.write(first).await?;
+    record(&app, &caller, &mount, action, &taken).await?;
     let body = FileBody::new(content.file, start, end, ticket);
     let body = body.begin().await;
     let body = body.map_err(|e| FilesError::new(path.display(), e))?;
@@ -326,9 +373,9 @@ pub(crate) async fn directory(
         format: format.extension(),
         total,
     };
-    let first = first_record(&caller, &mount, &what);
+    let (action, taken) = (what.action, what.paths.clone());
     let ticket = begin(&app, &caller, &mount, hangup, what)?;
-    app.recorder.write(first).await?;
+    record(&app, &caller, &mount, action, &taken).await?;
     let body = write_archive(&app, root, &paths, format, ticket)?;
     Ok((head, Body::new(body)).into_response())
 }
@@ -368,21 +415,21 @@ fn write_archive(
         limit: app.config.max_archive_size,
     };
     let app = Arc::clone(app);
+    // Set by the body's end, whatever that is: the thread then ends within a block.
+    let over = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&over);
     std::thread::Builder::new()
         .name("archive".into())
         .spawn(move || {
             let mut output = Pieces(sender);
-            // Nobody asks for the next piece of a download that was stopped.
-            let cancelled = AtomicBool::new(false);
-            let last = match archive::write(&job, &app.pool, &mut output, &cancelled) {
+            let last = match archive::write(&job, &app.pool, &mut output, &ended) {
                 Ok(summary) => Word::Complete(missing(&summary)),
                 Err(error) => Word::Failed(error.to_string()),
             };
-            cancelled.store(true, Ordering::Relaxed);
             let _ = output.0.blocking_send(last);
         })
         .map_err(Failure::internal)?;
-    Ok(ArchiveBody::new(pieces, ticket))
+    Ok(ArchiveBody::new(pieces, ticket, over))
 }
 
 /// What of an archive could not be read.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
 use sendense::catalog::{Action, Mount};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,6 +13,7 @@ use super::mounts::find;
 use crate::api::App;
 use crate::api::answer::{Answer, ReadRefusals};
 use crate::api::caller::Caller;
+use crate::api::downloads::Hangup;
 use crate::api::request::{Parameters, Segment};
 use crate::api::work::{at_length, with_tree};
 use crate::files::beneath::Beneath;
@@ -76,8 +78,9 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
     Segment(id): Segment,
+    Extension(hangup): Extension<Hangup>,
     parameters: Parameters,
-) -> Answer<Json<Files>> {
+) -> Answer<Response> {
     let path = GuestPath::parse(parameters.bytes("path")?.unwrap_or_default())?;
     let limit = parameters.number("limit", 1, MAX_LIMIT as u64)?;
     let limit = limit.and_then(|limit| usize::try_from(limit).ok());
@@ -117,14 +120,14 @@ pub(crate) async fn list(
                 truncated: None,
             }
         };
-        app.recorder.note(record);
-        Ok(Json(answer))
+        app.recorder.note_once(record);
+        Ok(answer)
     };
     // What may be long has fewer places.
     if recursive || limit.is_none_or(|limit| limit > SHORT) {
-        at_length(work).await
+        at_length(hangup, work).await
     } else {
-        with_tree(work).await
+        Ok(Json(with_tree(work).await?).into_response())
     }
 }
 

@@ -40,6 +40,9 @@ pub(crate) struct LoginAnswer {
     role: String,
 }
 
+/// The longest name of a user, in characters.
+const LONGEST_NAME: usize = 64;
+
 /// Where a request comes from.
 pub(crate) struct Address(std::net::IpAddr);
 
@@ -81,25 +84,34 @@ pub(crate) async fn login(
             wait.as_secs(),
         )
     })?;
-    let mut record = AuditRecord::now(Action::Login, &*name, address.to_string());
-    let checked = Arc::clone(&app);
+    // No name is longer; what is may be a password in the wrong field.
+    let shown: String = name.chars().take(LONGEST_NAME).collect();
+    let record = AuditRecord::now(Action::Login, shown, address.to_string());
+    let (checked, refused) = (Arc::clone(&app), record.clone());
     let login = to_log_in(move || {
         let known = checked.catalog.user_for_login(&given.username)?;
         let hash = known.as_ref().map(|login| login.password_hash.as_str());
         let right = checked.hasher.verify(&given.password, hash)?;
+        if known.is_none() || !right {
+            // Here, where it is written also when the client has gone.
+            checked.recorder.note(AuditRecord {
+                action: Action::LoginFailed,
+                outcome: Outcome::Refused,
+                ..refused
+            });
+        }
         Ok(known.filter(|_| right))
     })
     .await;
     let login = match login {
         Ok(Some(login)) => login,
-        Ok(None) => {
-            record.action = Action::LoginFailed;
-            record.outcome = Outcome::Refused;
-            app.recorder.note(record);
-            return Err(Failure::unauthorized("the name or the password is wrong"));
-        }
+        Ok(None) => return Err(Failure::unauthorized("the name or the password is wrong")),
         Err(failure) => {
             app.attempts.withdrawn(attempt);
+            if failure.status == StatusCode::GATEWAY_TIMEOUT {
+                let message = "too many log in at once; try again";
+                return Err(Failure::later(StatusCode::SERVICE_UNAVAILABLE, message, 5));
+            }
             return Err(failure);
         }
     };
@@ -157,13 +169,15 @@ pub(crate) struct LogoutAnswer {
 #[utoipa::path(post, path = "/api/v1/auth/logout", tag = "Authentication",
     responses((status = 200, body = LogoutAnswer), Refusals))]
 pub(crate) async fn logout(State(app): State<Arc<App>>, caller: Caller) -> Answer<Response> {
-    app.recorder.write(caller.record(Action::Logout)).await?;
+    let record = caller.record(Action::Logout);
     let revoked = Arc::clone(&app);
     with_catalog(move || {
         let claims = caller.claims;
         Ok(revoked.catalog.revoke_token(&claims.jti, claims.exp)?)
     })
     .await?;
+    // Logged out is logged out, also where it cannot be recorded.
+    app.recorder.note(record);
     let answer = LogoutAnswer {
         message: "logged out".into(),
     };

@@ -183,12 +183,6 @@ fn own(page: &mut Page, app: &App) {
         get(&app.requests.milliseconds),
     );
     let running = u64::try_from(app.downloads.count()).unwrap_or(u64::MAX);
-    let sent = app
-        .downloads
-        .list()
-        .iter()
-        .map(|d| d.bytes_sent)
-        .fold(0, u64::saturating_add);
     page.gauge("downloads", "Downloads that run.", running);
     page.counter(
         "downloads_total",
@@ -198,7 +192,7 @@ fn own(page: &mut Page, app: &App) {
     page.counter(
         "download_bytes_total",
         "Bytes sent by downloads.",
-        get(&app.downloads.bytes).saturating_add(sent),
+        app.downloads.sent(),
     );
     page.gauge(
         "api_uptime_seconds",

@@ -16,12 +16,13 @@ pub(crate) mod size;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use bytes::Bytes;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -59,7 +60,9 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .routes(routes!(running::cancel))
         .routes(routes!(audit::list))
         .split_for_parts();
-    let document = Arc::new(document::complete(document));
+    // Written once: everybody may ask for it.
+    let document = serde_json::to_vec(&document::complete(document)).unwrap_or_default();
+    let document = Bytes::from(document);
     api.route("/health", get(health::health))
         .route("/metrics", get(metrics::page))
         .route("/", get(|| async { Redirect::to("/docs") }))
@@ -68,7 +71,7 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .route("/docs.css", get(document::style))
         .route(
             "/openapi.json",
-            get(|| async move { Json(document.as_ref().clone()) }),
+            get(|| async move { ([(header::CONTENT_TYPE, "application/json")], document) }),
         )
         .fallback(|| async { Failure::not_found("there is no such address; /docs lists them all") })
         .method_not_allowed_fallback(|| async {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::download::paths_on_record;
 use crate::api::App;
 use crate::api::answer::{Answer, Failure, LookUpRefusals, Refusals};
 use crate::api::caller::Caller;
@@ -64,7 +65,7 @@ pub(crate) async fn cancel(
     let mut record = caller.record(Action::Cancel);
     record.vm_name = Some(download.vm_name);
     record.mount_id = Some(download.mount_id);
-    record.path = Some(download.paths.join(" "));
+    record.path = paths_on_record(&download.paths).into_iter().next();
     record.detail = Some(format!("download {id} of {}", download.username));
     app.recorder.write(record).await?;
     if !app.downloads.cancel(id) {
