@@ -92,8 +92,8 @@ fn without_a_certificate_only_this_host_is_served() {
         );
         said
     };
-    for command in ["serve", "api"] {
-        let said = refused("listen = \"0.0.0.0:8082\"", command, 1);
+    for (command, code) in [("serve", 1), ("api", 78)] {
+        let said = refused("listen = \"0.0.0.0:8082\"", command, code);
         assert!(
             said.contains("tls_certificate") && said.contains("listen"),
             "{said}"
