@@ -390,7 +390,7 @@ fn nothing_cut_short_passes_for_whole() {
     wait_for("its end", Duration::from_secs(1), || {
         running(&session).is_empty()
     });
-    assert_eq!(exit(cancelled), Some(18));
+    assert_eq!(exit(cancelled), Some(56));
 
     let before = memory(api.pid());
     let clients: Vec<Child> = (0..50)

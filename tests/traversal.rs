@@ -391,7 +391,7 @@ fn check(api: &Api, lines: &[String]) {
                 }
                 beneath += 1;
             }
-        } else if call.contains("/proc/sys/vm/overcommit_memory") && call.contains("EACCES") {
+        } else if line.contains("/proc/sys/vm/overcommit_memory") && line.contains("EACCES") {
             // The C library's allocator asks, and may not.
         } else if call.contains(" openat(") {
             let top = call.contains(&format!(", \"{mountpoint}\", "));

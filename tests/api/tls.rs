@@ -119,6 +119,6 @@ fn without_a_certificate_only_this_host_is_served() {
         );
         assert!(said.contains(&*named.to_string_lossy()), "{said}");
     }
-    let said = refused(&format!("tls_certificate = {crt:?}"), "api", 1);
+    let said = refused(&format!("tls_certificate = {crt:?}"), "api", 78);
     assert!(said.contains("tls_key"), "{said}");
 }

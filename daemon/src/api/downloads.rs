@@ -55,6 +55,11 @@ impl Hangup {
     }
 }
 
+/// A download was ended by us: why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct HungUp(pub(crate) &'static str);
+
 /// A download that runs.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Download {

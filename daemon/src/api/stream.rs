@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::downloads::Ticket;
+use super::downloads::{HungUp, Ticket};
 
 /// What is read and sent at once, in bytes.
 const PIECE: usize = 512 << 10;
@@ -144,7 +144,7 @@ impl Body for FileBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         if let Some(why) = self.ticket.stopped() {
             self.ticket.failed(why);
-            return Poll::Ready(Some(Err(why.into())));
+            return Poll::Ready(Some(Err(HungUp(why).into())));
         }
         self.read_on();
         let piece = match self.first.take() {
@@ -241,7 +241,7 @@ impl Body for ArchiveBody {
         if let Some(why) = self.ticket.stopped() {
             self.ticket.failed(why);
             self.over = true;
-            return Poll::Ready(Some(Err(why.into())));
+            return Poll::Ready(Some(Err(HungUp(why).into())));
         }
         match self.pieces.poll_recv(context) {
             Poll::Pending => Poll::Pending,

@@ -9,6 +9,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use axum::extract::ConnectInfo;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
 use sendense::{Error, Result};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -30,7 +33,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tower::ServiceExt;
 
-use super::downloads::Hangup;
+use super::downloads::{Hangup, HungUp};
 use super::places::{Place, Places};
 
 /// Connections at once; one more closes the one that waits longest for its client.
@@ -102,6 +105,7 @@ impl Transport {
             };
             // Answers are written whole: nothing is gained by waiting for more.
             let _ = stream.set_nodelay(true);
+            let socket = stream.as_fd().try_clone_to_owned();
             let (router, acceptor, end) = (router.clone(), acceptor.clone(), end.clone());
             let stall = self.stall;
             tokio::spawn(async move {
@@ -124,6 +128,15 @@ impl Transport {
                 };
                 if let Err(e) = served {
                     tracing::debug!(%address, "connection: {e}");
+                    // Who is hung up on is to know it at once, and not after the megabytes
+                    // that the kernel still has for them.
+                    if let (Ok(socket), true) = (&socket, is_our_doing(e.as_ref())) {
+                        let at_once = libc::linger {
+                            l_onoff: 1,
+                            l_linger: 0,
+                        };
+                        let _ = setsockopt(socket, sockopt::Linger, &at_once);
+                    }
                 }
             });
         }
@@ -133,6 +146,11 @@ impl Transport {
 }
 
 type Served = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// Whether a connection was ended by us, and by no fault.
+fn is_our_doing(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<HungUp>())
+}
 
 async fn converse<S>(
     stream: S,
@@ -173,7 +191,7 @@ where
     let mut connection = pin!(connection);
     let makes_room = tokio::select! {
         served = connection.as_mut() => return Ok(served?),
-        () = hangup.wanted() => return Err("hung up on".into()),
+        () = hangup.wanted() => return Err(HungUp("ended").into()),
         () = place.must_go() => true,
         _ = end.wait_for(|end| *end) => false,
     };
