@@ -4,7 +4,9 @@
 //! keys) it keeps; from here on it can open nothing but files of the mounted tree for
 //! reading, and the daemon's control socket. An ordinary user with the group that may
 //! read the backups, no way to gain rights again, and Landlock where the kernel has
-//! it. A hole in what parses requests is then worth no more than a user's log-in.
+//! it. A hole in what parses requests is then worth what all users of the HTTP side may
+//! have together. The catalog stays open for writing, so the daemon takes nothing from it
+//! that would lead to other files of the host (`recorded_repositories`).
 
 use std::path::Path;
 

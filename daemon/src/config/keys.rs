@@ -242,7 +242,7 @@ pub(crate) const KEYS: &[Key] = &[
         "stall-timeout",
         Form::Duration,
         "60s",
-        "A client of the HTTP side that takes or sends nothing for so long is dropped.",
+        "A client of the HTTP side that takes nothing of its answer for so long is dropped.",
     ),
     key(
         "audit_retention",
