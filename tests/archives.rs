@@ -326,8 +326,8 @@ fn memory(pid: u32) -> u64 {
         >> 10
 }
 
-/// > What breaks off in the middle breaks the connection; what cannot be read from its
-/// > beginning is listed in the archive.
+/// > What could not be read is listed in the archive's last member, `NOT-RESTORED.txt`;
+/// > an error in the middle of a file breaks the connection.
 #[test]
 fn nothing_cut_short_passes_for_whole() {
     let api = Api::with("stall_timeout = \"4s\"", |lab| {

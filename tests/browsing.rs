@@ -387,7 +387,8 @@ fn cut(lab: &Lab) {
     file.set_len(length / 2).unwrap();
 }
 
-/// > What cannot be read is an error, never other bytes in its place.
+/// > A file whose beginning cannot be read is refused with 502; an error after that breaks
+/// > the connection
 #[test]
 fn damage_is_an_error_and_never_other_bytes() {
     let mut api = Api::prepare("request_timeout = \"5s\"", false);
