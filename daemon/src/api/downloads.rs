@@ -267,6 +267,11 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
+    /// How many downloads run, this one included.
+    pub(crate) fn neighbours(&self) -> usize {
+        self.downloads.count()
+    }
+
     /// Bytes that are about to be sent.
     pub(crate) fn sending(&self, bytes: u64) {
         self.entry.sent.fetch_add(bytes, Ordering::Relaxed);

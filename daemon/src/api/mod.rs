@@ -141,7 +141,7 @@ fn serve(config: &Config) -> Result<()> {
         catalog,
         config: config.clone(),
     });
-    // A download reads two pieces at a time.
+    // A download reads two pieces at a time, and a few more where there are few.
     let threads = work::PLACES
         .saturating_add(MORE_THREADS)
         .saturating_add(config.max_downloads.saturating_mul(2));

@@ -2,7 +2,7 @@
 //!
 //! The idea: nobody waits for a slow client but its own connection. A body is polled
 //! when the connection can take more; the next pieces of a file are read meanwhile, on
-//! threads that are given back after each piece. So a download costs three pieces of
+//! threads that are given back after each piece. So a download costs a few pieces of
 //! memory, however slow its client. A body that cannot go on ends with an error, which
 //! breaks the connection: nothing cut short passes for whole.
 //!
@@ -30,8 +30,12 @@ use super::downloads::{HungUp, Ticket};
 
 /// What is read and sent at once, in bytes.
 const PIECE: usize = 512 << 10;
-/// Pieces that are read ahead.
-const AHEAD: usize = 2;
+/// Pieces that are read ahead: what keeps an image, its qemu-nbd and the daemon at work
+/// at once. Where many downloads run, others do that, and memory counts.
+const AHEAD: usize = 5;
+const AHEAD_OF_MANY: usize = 2;
+/// So many downloads are many.
+const MANY: usize = 8;
 /// From this size on a file is read past the page cache, in bytes.
 const LARGE: u64 = 4 << 20;
 
@@ -118,7 +122,12 @@ impl FileBody {
 
     /// Begins to read the next pieces, if there are any.
     fn read_on(&mut self) {
-        while self.reading.len() < AHEAD && self.offset < self.end {
+        let ahead = if self.ticket.neighbours() < MANY {
+            AHEAD
+        } else {
+            AHEAD_OF_MANY
+        };
+        while self.reading.len() < ahead && self.offset < self.end {
             let left = self.end.saturating_sub(self.offset);
             let len = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
             let (file, offset) = (Arc::clone(&self.file), self.offset);
