@@ -303,3 +303,32 @@ fn any_number_of_connections_keeps_nobody_out() {
     drop(connections);
     assert_eq!(api.get("/health").send().status, 200);
 }
+
+#[test]
+fn wrong_passwords_take_no_memory_for_good() {
+    let api = Api::with("", |_| {});
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", api.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+        kib.parse::<u64>().unwrap()
+    };
+    let before = resident();
+    // Each takes 19 MiB while it is looked at; an address has thirty.
+    for address in 2..5 {
+        let from = format!("127.0.3.{address}");
+        let guess = |n| {
+            let body = json!({"username": format!("nobody-{address}-{n}"), "password": "wrong"});
+            let request = api.post("/api/v1/auth/login", &body);
+            request.with(["--interface", &from]).send().refused(401);
+        };
+        std::thread::scope(|scope| {
+            for client in 0..5 {
+                let guess = &guess;
+                scope.spawn(move || (0..5).for_each(|n| guess(client * 5 + n)));
+            }
+        });
+    }
+    let grown = resident().saturating_sub(before) >> 10;
+    assert!(grown < 64, "{grown} MiB more after 75 wrong passwords");
+}
