@@ -100,7 +100,7 @@ fn a_user_sees_and_takes_only_what_is_granted() {
     otto.delete(&path).refused(403);
     assert_eq!(slow.ended(), None);
     admin.delete(&path).ok();
-    wait_for("the end of the download", Duration::from_secs(20), || {
+    wait_for("the end of the download", Duration::from_secs(60), || {
         slow.ended() == Some(false)
     });
     admin.delete(&path).refused(404);
