@@ -111,6 +111,21 @@ impl Lab {
     }
 }
 
+impl Drop for Lab {
+    /// A daemon that was killed leaves its mount, as it should; it is not to outlive the
+    /// test.
+    fn drop(&mut self) {
+        let ours = format!(" {} ", self.mountpoint().display());
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        for _ in mounts.lines().filter(|line| line.contains(&ours)) {
+            let _ = Command::new("umount")
+                .arg("-l")
+                .arg(self.mountpoint())
+                .status();
+        }
+    }
+}
+
 /// Runs a program that has to succeed; returns what it printed.
 pub fn run<I, S>(program: &str, args: I) -> String
 where
